@@ -1,0 +1,314 @@
+"""The configuration: one yacs tree, every key typed by its default and explained beside it.
+
+Keys of the original DOLG and DELG files keep their names and meaning, so that those files
+load unmodified. `get_cfg()` gives a fresh copy, `load_cfg(file, opts)` a checked, frozen one.
+"""
+import ast
+from pathlib import Path
+
+import yaml
+from yacs.config import CfgNode
+
+from dolg.errors import UserError, closest
+
+_C = CfgNode()
+
+# ---------------------------------------------------------------------------- model
+_C.MODEL = CfgNode()
+# Backbone family: resnet (RESNET.*, MODEL.DEPTH) or timm (TIMM.NAME)
+_C.MODEL.TYPE = "resnet"
+# Retrieval model on top of the backbone: dolg or gem
+_C.MODEL.ARCH = "dolg"
+# Layers of the ResNet: 18, 34, 50, 101 or 152
+_C.MODEL.DEPTH = 50
+# Classes of the training set; the labels of the image lists are 0 .. NUM_CLASSES - 1
+_C.MODEL.NUM_CLASSES = 81313
+# DOLG: multi-atrous block before the spatial attention (the paper has it; the published
+# code never switched it on)
+_C.MODEL.WITH_MA = False
+
+_C.MODEL.HEADS = CfgNode()
+# Channels that the head expects of the backbone's last stage; 0: whatever the backbone has
+_C.MODEL.HEADS.IN_FEAT = 0
+# Dimensions of the descriptor; with gem, 0 leaves the pooled map as it is
+_C.MODEL.HEADS.REDUCTION_DIM = 512
+# Angular margin (radians) and scale of the margin softmax losses
+_C.MODEL.HEADS.MARGIN = 0.15
+_C.MODEL.HEADS.SCALE = 30.0
+
+_C.MODEL.GEM = CfgNode()
+# Generalised-mean pooling: starting exponent (learned), and the floor under the activations
+_C.MODEL.GEM.P = 3.0
+_C.MODEL.GEM.EPS = 1e-6
+
+_C.TIMM = CfgNode()
+# Name of a timm model, for MODEL.TYPE timm
+_C.TIMM.NAME = ""
+
+_C.RESNET = CfgNode()
+# basic_transform (two 3x3) or bottleneck_transform (1x1, 3x3, 1x1); empty: as the depth has it
+_C.RESNET.TRANS_FUN = ""
+# Groups of the 3x3 convolution and channels per group (1, 64: ResNet; 32, 4: ResNeXt)
+_C.RESNET.NUM_GROUPS = 1
+_C.RESNET.WIDTH_PER_GROUP = 64
+# Stride of a bottleneck on its 1x1 (True: MSRA) or on its 3x3 convolution (False: torchvision)
+_C.RESNET.STRIDE_1X1 = False
+# Channels after the stem; every stage's width follows from it (64 is the published network)
+_C.RESNET.STEM_WIDTH = 64
+
+_C.BN = CfgNode()
+# Epsilon and momentum (PyTorch's sense) of batch normalisation
+_C.BN.EPS = 1e-5
+_C.BN.MOM = 0.1
+# Start the last norm of each residual branch at zero
+_C.BN.ZERO_INIT_FINAL_GAMMA = False
+# Give the norms' weights and biases a weight decay of their own
+_C.BN.USE_CUSTOM_WEIGHT_DECAY = False
+_C.BN.CUSTOM_WEIGHT_DECAY = 0.0
+# Train with the running statistics as they are, never updated
+_C.BN.FREEZE = False
+
+# ---------------------------------------------------------------------------- loss
+_C.LOSS = CfgNode()
+# curricularface (which DOLG's and DELG's code call ArcFace) or arcface
+_C.LOSS.NAME = "curricularface"
+
+# ---------------------------------------------------------------------------- optimizer
+_C.OPTIM = CfgNode()
+# Learning rate before the schedule
+_C.OPTIM.BASE_LR = 0.1
+# Schedule: cos, steps or exp
+_C.OPTIM.LR_POLICY = "cos"
+# Learning rate computed once per epoch (as the originals do) or per step
+_C.OPTIM.LR_UPDATE = "epoch"
+# exp: factor per epoch
+_C.OPTIM.GAMMA = 0.1
+# steps: epochs at which the rate is multiplied by LR_MULT; the first is 0
+_C.OPTIM.STEPS = []
+_C.OPTIM.LR_MULT = 0.1
+# Epochs to train
+_C.OPTIM.MAX_EPOCH = 100
+# SGD: momentum, its dampening, Nesterov's form, and L2 regularisation
+_C.OPTIM.MOMENTUM = 0.9
+_C.OPTIM.DAMPENING = 0.0
+_C.OPTIM.NESTEROV = True
+_C.OPTIM.WEIGHT_DECAY = 1e-4
+# Linear warm-up from WARMUP_FACTOR * rate over the first WARMUP_EPOCHS epochs
+_C.OPTIM.WARMUP_FACTOR = 0.1
+_C.OPTIM.WARMUP_EPOCHS = 5
+
+# ---------------------------------------------------------------------------- training
+_C.TRAIN = CfgNode()
+# Folder under DATA_DIR, and the image list in it: one "path label" per line
+_C.TRAIN.DATASET = ""
+_C.TRAIN.SPLIT = "train_list.txt"
+# Images per step, all processes together
+_C.TRAIN.BATCH_SIZE = 128
+# Side of the square training crop, in pixels
+_C.TRAIN.IM_SIZE = 224
+# Smallest share of the image's area that a random crop takes
+_C.TRAIN.CROP_AREA = 0.08
+# Classification error on TEST.SPLIT every so many epochs, if TEST.DATASET is set
+_C.TRAIN.EVAL_PERIOD = 1
+# Write a checkpoint every so many epochs (and after the last)
+_C.TRAIN.CHECKPOINT_PERIOD = 1
+# Go on from the newest checkpoint in OUT_DIR, if there is one
+_C.TRAIN.AUTO_RESUME = True
+# Weights to start from: of the whole model or of its backbone, ours or another code's
+_C.TRAIN.WEIGHTS = ""
+
+# ---------------------------------------------------------------------------- testing
+_C.TEST = CfgNode()
+# Folder under DATA_DIR, and the image list for the classification error; empty: none
+_C.TEST.DATASET = ""
+_C.TEST.SPLIT = "val_list.txt"
+# Images per step, all processes together
+_C.TEST.BATCH_SIZE = 64
+# Shorter side before the centre crop of TRAIN.IM_SIZE, in pixels
+_C.TEST.IM_SIZE = 256
+# Weights for extraction; empty: the newest checkpoint in OUT_DIR
+_C.TEST.WEIGHTS = ""
+
+# ---------------------------------------------------------------------------- extraction
+_C.INFER = CfgNode()
+# A set in the Revisited format: folder INFER.DATA_DIR/DATASET with jpg/ and gnd_DATASET.pkl
+_C.INFER.DATASET = ""
+# Where INFER.DATASET lies; empty: DATA_DIR
+_C.INFER.DATA_DIR = ""
+# Or any images: a folder (searched recursively) or a text file with one path per line
+_C.INFER.IMAGES = ""
+# Where the feature stores go; empty: OUT_DIR/features
+_C.INFER.OUT_DIR = ""
+# Scales of the image, each relative to its original size
+_C.INFER.SCALES = [0.3535, 0.5, 0.7071, 1.0, 1.4142]
+# Cut queries to their box, as the Revisited protocol asks
+_C.INFER.CROP_QUERIES = True
+# Images per chunk of the store (what a killed run may have to repeat)
+_C.INFER.CHUNK_SIZE = 256
+# Images of equal size that go through the network together
+_C.INFER.BATCH_SIZE = 8
+# Stop at the first unreadable image instead of marking it in the store
+_C.INFER.STRICT = False
+# Refuse images whose header claims more pixels than this
+_C.INFER.MAX_PIXELS = 100_000_000
+
+# ---------------------------------------------------------------------------- the rest
+_C.DATA_LOADER = CfgNode()
+# Worker processes that decode images, per training or extraction process
+_C.DATA_LOADER.NUM_WORKERS = 8
+# Page-locked host memory for faster copies to a GPU
+_C.DATA_LOADER.PIN_MEMORY = True
+
+_C.CUDNN = CfgNode()
+# Let cuDNN try its algorithms (training, where sizes are fixed)
+_C.CUDNN.BENCHMARK = True
+
+# Root of the data sets
+_C.DATA_DIR = "datasets/data"
+# Where checkpoints, logs and features go
+_C.OUT_DIR = "./output"
+# GPUs to train on; without a GPU one CPU process runs. Under torchrun its ranks decide
+_C.NUM_GPUS = 1
+# Arithmetic of the network: fp32, bf16 or fp16 (margin softmax and pooling stay fp32)
+_C.PRECISION = "fp32"
+# Seed of the weights, the order of the images and their augmentation
+_C.RNG_SEED = 1
+# Write the meters every so many steps
+_C.LOG_PERIOD = 10
+
+
+def get_cfg() -> CfgNode:
+    """A fresh copy of the defaults."""
+    return _C.clone()
+
+
+def load_cfg(file: str | None = None, opts: list[str] | tuple[str, ...] = ()) -> CfgNode:
+    """The defaults, then the YAML `file`, then KEY VALUE pairs: checked and frozen.
+
+    Raises UserError for an unknown key, a value of another type than the default's, or
+    values that cannot work together.
+    """
+    cfg = get_cfg()
+    if file:
+        for key, value in _flatten(_read_yaml(file)):
+            _set(cfg, key, value, source=file)
+    if len(opts) % 2:
+        raise UserError(f"options come in pairs of KEY VALUE: '{opts[-1]}' has no value")
+    for key, text in zip(opts[::2], opts[1::2]):
+        _set(cfg, key, _parse(text), source="the command line", text=text)
+    check_cfg(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def check_cfg(cfg: CfgNode) -> None:
+    """Raise UserError where values are out of range or contradict each other."""
+    choices = {"PRECISION": ("fp32", "bf16", "fp16"), "OPTIM.LR_POLICY": ("cos", "steps", "exp"),
+               "OPTIM.LR_UPDATE": ("epoch", "step")}
+    for key, allowed in choices.items():
+        if _get(cfg, key) not in allowed:
+            raise UserError(f"{key} is '{_get(cfg, key)}': choose one of {', '.join(allowed)}"
+                            f"{closest(_get(cfg, key), allowed)}")
+    at_least_one = ("MODEL.NUM_CLASSES", "TRAIN.BATCH_SIZE", "TRAIN.IM_SIZE", "TRAIN.EVAL_PERIOD",
+                    "TRAIN.CHECKPOINT_PERIOD", "TEST.BATCH_SIZE", "TEST.IM_SIZE", "NUM_GPUS",
+                    "LOG_PERIOD", "INFER.CHUNK_SIZE", "INFER.BATCH_SIZE", "INFER.MAX_PIXELS",
+                    "RESNET.STEM_WIDTH", "RESNET.NUM_GROUPS", "RESNET.WIDTH_PER_GROUP")
+    for key in at_least_one:
+        if _get(cfg, key) < 1:
+            raise UserError(f"{key} is {_get(cfg, key)}: give at least 1")
+    for key in ("OPTIM.MAX_EPOCH", "DATA_LOADER.NUM_WORKERS", "MODEL.HEADS.REDUCTION_DIM",
+                "RNG_SEED"):
+        if _get(cfg, key) < 0:
+            raise UserError(f"{key} is {_get(cfg, key)}: give 0 or more")
+    for key in ("MODEL.GEM.P", "MODEL.GEM.EPS", "MODEL.HEADS.SCALE"):
+        if not _get(cfg, key) > 0:
+            raise UserError(f"{key} is {_get(cfg, key)}: give a number above 0")
+    scales = cfg.INFER.SCALES
+    if not scales or not all(isinstance(s, (int, float)) and s > 0 for s in scales):
+        raise UserError(f"INFER.SCALES is {scales}: give numbers above 0, such as [0.7071, 1.0]")
+    if not 0 < cfg.TRAIN.CROP_AREA <= 1:
+        raise UserError(f"TRAIN.CROP_AREA is {cfg.TRAIN.CROP_AREA}: give a share above 0, at most 1")
+    steps = cfg.OPTIM.STEPS
+    if cfg.OPTIM.LR_POLICY == "steps" and (not steps or steps[0] != 0 or sorted(steps) != steps):
+        raise UserError(f"OPTIM.STEPS is {steps}: give epochs in rising order, the first 0")
+    for key in ("TRAIN.BATCH_SIZE", "TEST.BATCH_SIZE"):
+        if _get(cfg, key) % cfg.NUM_GPUS:
+            raise UserError(f"{key} {_get(cfg, key)} is the total of all GPUs: "
+                            f"give a multiple of NUM_GPUS {cfg.NUM_GPUS}")
+
+
+def _read_yaml(file: str) -> dict:
+    path = Path(file)
+    if not path.is_file():
+        near = closest(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        raise UserError(f"no configuration file {file}{near}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} holds no configuration keys")
+    return tree
+
+
+def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """A nested mapping as ("A.B", value) pairs."""
+    pairs = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        pairs += _flatten(value, name + ".") if isinstance(value, dict) else [(name, value)]
+    return pairs
+
+
+def _get(cfg: CfgNode, key: str):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _parse(text: str):
+    """A command-line value as the Python literal it spells, else as the string itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _set(cfg: CfgNode, key: str, value, source: str, text: str | None = None) -> None:
+    """Set one key, after checking that it exists and that the value has its type."""
+    leaves = dict(_flatten(cfg))
+    if key not in leaves:
+        sections = sorted({name.rsplit(".", 1)[0] for name in leaves if "." in name})
+        if key in sections:
+            raise UserError(f"{source}: {key} is a section; give one of its keys, such as "
+                            f"{next(n for n in leaves if n.startswith(key + '.'))}")
+        raise UserError(f"{source}: unknown configuration key {key}{closest(key, leaves)}")
+    want = type(leaves[key])
+    value = _coerce(value, want, text)
+    if not isinstance(value, want) or (want is int and isinstance(value, bool)):
+        raise UserError(f"{source}: {key} is {value!r}, of type {type(value).__name__}; "
+                        f"it takes {want.__name__}, such as {leaves[key]!r}")
+    *sections, leaf = key.split(".")
+    for part in sections:
+        cfg = cfg[part]
+    cfg[leaf] = value
+
+
+def _coerce(value, want: type, text: str | None):
+    """Lossless readings of a value: 30 or "1e-5" for a float, a bare word for a string."""
+    if want is str and text is not None:
+        return text.strip("'\"") if text[:1] in "'\"" else text
+    if want is str and value is None:
+        return ""
+    if want is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if want is float and isinstance(value, str):
+        try:
+            return float(value)         # YAML 1.1 reads 1e-5, without a dot, as a string
+        except ValueError:
+            return value
+    if want is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"  # YAML's spelling, on the command line
+    if want is list and isinstance(value, tuple):
+        return list(value)
+    return value

@@ -1,0 +1,161 @@
+"""Checkpoints, and weights of any origin."""
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from dolg.core.weights import sort_keys
+from dolg.errors import UserError
+from dolg.files import atomic_file
+from dolg.models.backbones.timm import TimmBackbone, flat_key
+
+_NAME = re.compile(r"model_epoch_(\d{4,})\.pyth$")
+# Parameters that a backbone's file cannot have, with a value that needs no training
+_UNTRAINED = {"pool.p"}
+
+
+def checkpoint_path(out_dir: str | Path, epoch: int) -> Path:
+    """Where the state after `epoch` epochs lies."""
+    return Path(out_dir) / "checkpoints" / f"model_epoch_{epoch:04d}.pyth"
+
+
+def newest_checkpoint(out_dir: str | Path) -> Path | None:
+    """The checkpoint of the latest epoch in `out_dir`, or None."""
+    found = [p for p in (Path(out_dir) / "checkpoints").glob("*.pyth") if _NAME.search(p.name)]
+    return max(found, key=lambda p: int(_NAME.search(p.name)[1]), default=None)
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Write `state` so that `path` holds all of it or does not exist, whenever power fails."""
+    with atomic_file(path) as file:
+        torch.save(state, file)
+
+
+def read_file(path: str | Path) -> dict:
+    """The contents of a .pyth/.pth/.pt or .safetensors file; no code in it is ever run.
+
+    Raises UserError where the file is missing, damaged, or asks for code to be run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is refused, nothing in it was run: {_reason(error)}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a whole PyTorch file: {_reason(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """The telling part of torch's long message, in one line."""
+    text = " ".join(str(error).split())
+    telling = re.search(r"(Unsupported|Trying to|WeightsUnpickler error|Invalid|invalid)[^.]*"
+                        r"(\.[^. ]+)*", text)
+    return (telling[0] if telling else text)[:200]
+
+
+def state_dict_of(content: dict) -> dict[str, torch.Tensor]:
+    """The tensors of a file: bare, under "model_state" / "state_dict" / "state", or our own."""
+    if isinstance(content.get("model"), dict) and isinstance(content.get("loss"), dict):
+        return {f"{part}.{key}": value for part in ("model", "loss")
+                for key, value in content[part].items()}
+    for wrapper in ("model_state", "state_dict", "state", "model"):
+        if isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def load_weights(module: nn.Module, path: str | Path, start: bool = False) -> str:
+    """Load a weights file, ours or another code's, into a model, a loss, or a backbone.
+
+    Every parameter and buffer must be in the file, under its name and in its shape. A file of
+    a backbone alone will do for a whole model where nothing else has to be learned; with
+    `start`, which training uses, it may also leave the head as it is.
+
+    Returns a line that says what was loaded. Raises UserError where the file is missing,
+    damaged or of another model, naming the keys that differ.
+    """
+    state = state_dict_of(read_file(path))
+    if not state:
+        raise UserError(f"{path} holds no weights")
+    layout, parts = sort_keys(state, str(path))
+    target, given = _match(module, parts)
+    if target is None:
+        raise UserError(f"{path} ({layout}) has weights of {' and '.join(parts)}, "
+                        f"none of a {type(module).__name__}")
+    own = target.state_dict()
+    if isinstance(target, TimmBackbone):
+        given = _timm_keys(target, given)
+    missing, unexpected, shapes = compare(own, given)
+    if missing or unexpected or shapes:
+        raise UserError(f"{path} ({layout}) is not of this {type(module).__name__}: "
+                        + describe_difference(missing, unexpected, shapes))
+    untouched = set()
+    if target is not module:
+        untouched = set(module.state_dict()) - {f"backbone.{key}" for key in own} - _UNTRAINED
+    if untouched and not start:
+        raise UserError(f"{path} ({layout}) has a backbone alone, and this {type(module).__name__} "
+                        f"needs {_some(sorted(untouched))} as well: train it (TRAIN.WEIGHTS), or "
+                        "give weights of the whole model")
+    target.load_state_dict(given)
+    rest = f"; left as initialised: {_some(sorted(untouched))}" if untouched else ""
+    return f"loaded {len(own)} tensors of {path} ({layout}) into {type(target).__name__}{rest}"
+
+
+def _match(module: nn.Module, parts: dict[str, dict]) -> tuple[nn.Module | None, dict]:
+    """What of a file belongs to `module`, or to its backbone: (the receiver, its state)."""
+    if "model" in parts and hasattr(module, "backbone"):
+        return module, parts["model"]
+    if "backbone" in parts and hasattr(module, "backbone"):
+        return module.backbone, parts["backbone"]
+    if hasattr(module, "channels"):
+        prefix = "backbone."
+        inside = {key.removeprefix(prefix): value for key, value in parts.get("model", {}).items()
+                  if key.startswith(prefix)}
+        return module, parts.get("backbone", inside)
+    if set(module.state_dict()) & set(parts.get("loss", ())):
+        return module, parts["loss"]
+    return None, {}
+
+
+def _timm_keys(backbone: TimmBackbone, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A full timm model's weights under the names of the backbone, without the classifier."""
+    own = {flat_key(key): f"body.{key}" for key in backbone.body.state_dict()}
+    classifier = backbone.classifier_keys()
+    return {own.get(flat_key(key.removeprefix("body.")), key): value
+            for key, value in state.items() if key not in classifier}
+
+
+def compare(own: dict, given: dict) -> tuple[list[str], list[str], list[str]]:
+    """Keys that `given` lacks, keys that it has besides, and keys of another shape (said)."""
+    missing = sorted(set(own) - set(given))
+    unexpected = sorted(set(given) - set(own))
+    shapes = [f"{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}"
+              for key in sorted(set(own) & set(given)) if own[key].shape != given[key].shape]
+    return missing, unexpected, shapes
+
+
+def describe_difference(missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
+    """The result of `compare` in one line."""
+    said = [(len(missing), "missing", missing), (len(unexpected), "unexpected", unexpected),
+            (len(shapes), "of another shape", shapes)]
+    return "; ".join(f"{n} {what}: {_some(keys)}" for n, what, keys in said if n)
+
+
+def _some(keys: list[str], most: int = 6) -> str:
+    more = f", ... ({len(keys) - most} more)" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more

@@ -1,0 +1,35 @@
+"""What every command has in common: --cfg FILE [KEY VALUE ...], and one line per mistake."""
+import argparse
+import sys
+from collections.abc import Callable
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from dolg.config import load_cfg
+from dolg.data.decode import ImageError
+from dolg.errors import UserError
+
+
+def config_from_args(description: str, argv: list[str] | None = None):
+    """The configuration that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog="All keys and their meaning: dolg/config.py")
+    parser.add_argument("--cfg", metavar="FILE", required=True, help="a YAML file of configs/")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+                        help="keys to change, such as OPTIM.BASE_LR 0.05")
+    args = parser.parse_args(argv)
+    return load_cfg(args.cfg, args.opts)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` and leave with status 0; after a user's mistake, say it and leave with 1."""
+    try:
+        main()
+    except (UserError, ImageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except ChildFailedError:
+        sys.exit(1)     # the worker has said what happened
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""From files to batches: image lists, decoding, preprocessing, loaders."""

@@ -1,0 +1,48 @@
+"""The one way from decoded pixels to what a network takes, in training and extraction."""
+import torch
+from torch.nn import functional as F
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """(height, width) at `scale`: rounded half to even, as the originals' Python does."""
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def crop_to_box(image: torch.Tensor, box: tuple[float, float, float, float]) -> torch.Tensor:
+    """`image` (3,H,W) inside the box (x1, y1, x2, y2) in pixels, corners truncated to integers.
+
+    What of the box lies outside the image is cut off. Raises ValueError if nothing remains.
+    """
+    x1, y1, x2, y2 = (max(0, int(corner)) for corner in box)
+    crop = image[:, y1:y2, x1:x2]
+    if 0 in crop.shape:
+        raise ValueError(f"the box {tuple(box)} leaves nothing of an image of "
+                         f"{image.shape[2]} x {image.shape[1]} pixels")
+    return crop
+
+
+def preprocess(images: torch.Tensor, size: tuple[int, int], colour: str,
+               mean: tuple[float, ...], sd: tuple[float, ...],
+               shift: torch.Tensor | None = None) -> torch.Tensor:
+    """Resize, scale to 0..1, shift and normalise a batch.
+
+    Args:
+        images: uint8 or float (B,3,H,W), RGB, 0..255.
+        size: (height, width) of the result. Bilinear with half-pixel centres and without
+            antialiasing, on float pixels, as cv2.resize does in the original codes.
+        colour: "rgb" or "bgr", the order of the result's channels and of `mean` and `sd`.
+        shift: (B,3) in RGB, added to pixels of 0..1 (the lighting of training).
+
+    Returns float32 (B,3,h,w), channels last in memory.
+    """
+    x = images.to(torch.float32, memory_format=torch.channels_last)
+    if tuple(x.shape[2:]) != tuple(size):
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=False)
+    if colour == "bgr":
+        x = x.flip(1)
+        shift = None if shift is None else shift.flip(1)
+    mean_, sd_ = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, sd))
+    x = x / 255
+    if shift is not None:
+        x = x + shift.to(x)[:, :, None, None]
+    return ((x - mean_) / sd_).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,1 @@
+"""Networks from images to maps; each announces `channels`, `strides` and `input_spec`."""

@@ -1,0 +1,110 @@
+"""DOLG: deep orthogonal fusion of local and global features (Yang et al., ICCV 2021)."""
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dolg.models.layers import GeM
+
+
+class DOLG(nn.Module):
+    """A global vector, and what attended local features add at right angles to it.
+
+    The global branch pools the last stage (GeM) and maps it to the width C of stage 3. The
+    local branch weighs stage 3 by spatial attention; its part orthogonal to the global vector
+    is averaged over positions. Both, concatenated, pass a linear layer to `dim`.
+
+    Args:
+        backbone: gives "stage3" and "stage4"; all widths follow from `backbone.channels`.
+        dim: dimensions of the descriptor.
+        multi_atrous: put the paper's multi-atrous block before the attention.
+
+    `forward(images (B,3,H,W))` gives `global` (B,dim), raw; `local` (B,C,h,w), the attended
+    unit features of stage 3; `attention` (B,1,h,w), positive.
+    """
+
+    def __init__(self, backbone: nn.Module, dim: int = 512, multi_atrous: bool = False,
+                 gem_p: float = 3.0, gem_eps: float = 1e-6, bn_eps: float = 1e-5,
+                 bn_momentum: float = 0.1):
+        super().__init__()
+        c3, c4 = backbone.channels["stage3"], backbone.channels["stage4"]
+        self.backbone = backbone
+        self.pool = GeM(gem_p, gem_eps)
+        self.fc_global = nn.Linear(c4, c3)
+        self.multi_atrous = MultiAtrous(c3) if multi_atrous else nn.Identity()
+        self.attention = SpatialAttention(c3, bn_eps, bn_momentum)
+        self.fc = nn.Linear(2 * c3, dim)
+        self.dim = dim
+        self.input_spec = backbone.input_spec
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = self.backbone(images)
+        local, attention = self.attention(self.multi_atrous(maps["stage3"]))
+        global_ = self.fc_global(self.pool(maps["stage4"]))
+        # Projecting is linear, so the mean over positions may be taken before it: one vector
+        # instead of a map, with the same result
+        fused = torch.cat([global_, orthogonal_part(local.mean(dim=(2, 3)), global_)], dim=1)
+        return {"global": self.fc(fused), "local": local, "attention": attention}
+
+
+def orthogonal_part(vectors: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """`vectors` (B,C) less their projections on `directions` (B,C), in float32.
+
+    Nothing is removed along a direction of length zero. Projecting a second time takes out
+    what rounding left of the first, which counts where the two are nearly parallel.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        rest, unit = vectors.float(), F.normalize(directions.float(), dim=1)
+        for _ in range(2):
+            rest = rest - (rest * unit).sum(dim=1, keepdim=True) * unit
+        return rest
+
+
+class SpatialAttention(nn.Module):
+    """Unit local features (B,C,h,w), weighed by a softplus score per position (B,1,h,w)."""
+
+    def __init__(self, channels: int, bn_eps: float = 1e-5, bn_momentum: float = 0.1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 1)
+        self.bn = nn.BatchNorm2d(channels, eps=bn_eps, momentum=bn_momentum)
+        self.conv2 = nn.Conv2d(channels, 1, 1)
+        _init_convolutions(self)
+
+    def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.bn(self.conv1(maps))
+        score = F.softplus(self.conv2(F.relu(x)))
+        return score * F.normalize(x, dim=1), score
+
+
+class MultiAtrous(nn.Module):
+    """Context at several reaches: 1x1, three dilated 3x3 and a pooled branch, joined by a 1x1.
+
+    Maps (B,C,h,w) to (B,C,h,w). As in the original code there are no norms, and ReLUs only
+    on the pooled branch and the output.
+    """
+
+    def __init__(self, channels: int, dilations: tuple[int, ...] = (6, 12, 18)):
+        super().__init__()
+        width = channels // 2
+        self.branches = nn.ModuleList([nn.Conv2d(channels, width, 1)])
+        for dilation in dilations:
+            self.branches.append(
+                nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation))
+        self.pooled = nn.Conv2d(channels, width, 1)
+        self.join = nn.Conv2d(width * (len(dilations) + 2), channels, 1)
+        _init_convolutions(self)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        pooled = F.relu(self.pooled(maps.mean(dim=(2, 3), keepdim=True)))
+        parts = [pooled.expand(-1, -1, *maps.shape[2:])]
+        parts += [branch(maps) for branch in self.branches]
+        return F.relu(self.join(torch.cat(parts, dim=1)))
+
+
+def _init_convolutions(module: nn.Module) -> None:
+    """Normal with variance 2 / fan-out, as the original code starts these layers."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
