@@ -1,12 +1,23 @@
 """Fixtures shared by all tests."""
 import os
+import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DOLG_SHARED", ROOT.parent / "shared"))
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +37,45 @@ def conformance(shared):
     finally:
         sys.path.pop(0)
     return module
+
+
+@pytest.fixture(scope="session")
+def run_tool():
+    """`run_tool("tools/train.py", ...)` runs a command as a user does; gives the finished process."""
+
+    def run(script: str, *args, env: dict | None = None, timeout: int = 300):
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, args)], cwd=ROOT, text=True,
+            capture_output=True, timeout=timeout, env={**os.environ, **(env or {})})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def toy_images(tmp_path_factory) -> Path:
+    """A data root with `toy/train_list.txt`: 4 classes of 6 noisy photographs, 72 x 56 pixels,
+    labels by pattern, names with blanks; and `toy/val_list.txt`, every third of them."""
+    root = tmp_path_factory.mktemp("data")
+    folder = root / "toy" / "jpg"
+    folder.mkdir(parents=True)
+    rng, lines = np.random.default_rng(0), []
+    for label in range(4):
+        pattern = cv2.resize(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8), (72, 56),
+                             interpolation=cv2.INTER_NEAREST)
+        for number in range(6):
+            noisy = np.clip(pattern + rng.normal(0, 20, pattern.shape), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(folder / f"class {label} photo {number}.jpg"), noisy)
+            lines.append(f"jpg/class {label} photo {number}.jpg {label}\n")
+    (root / "toy" / "train_list.txt").write_text("".join(lines))
+    (root / "toy" / "val_list.txt").write_text("".join(lines[::3]))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(toy_images) -> list:
+    """Command-line options for a network and a run small enough for a test."""
+    return ["--cfg", "configs/quickstart.yaml", "DATA_DIR", toy_images, "TRAIN.DATASET", "toy",
+            "TEST.DATASET", "", "MODEL.NUM_CLASSES", 4, "RESNET.STEM_WIDTH", 8,
+            "MODEL.HEADS.REDUCTION_DIM", 16, "TRAIN.IM_SIZE", 48, "TRAIN.BATCH_SIZE", 8,
+            "OPTIM.MAX_EPOCH", 3, "OPTIM.BASE_LR", 0.02, "LOG_PERIOD", 1,
+            "DATA_LOADER.NUM_WORKERS", 0]

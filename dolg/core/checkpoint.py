@@ -106,14 +106,15 @@ def load_weights(module: nn.Module, path: str | Path, start: bool = False) -> st
                         + describe_difference(missing, unexpected, shapes))
     untouched = set()
     if target is not module:
-        untouched = set(module.state_dict()) - {f"backbone.{key}" for key in own} - _UNTRAINED
+        rest = set(module.state_dict()) - {f"backbone.{key}" for key in own} - _UNTRAINED
+        untouched = {key.split(".")[0] for key in rest}
     if untouched and not start:
         raise UserError(f"{path} ({layout}) has a backbone alone, and this {type(module).__name__} "
                         f"needs {_some(sorted(untouched))} as well: train it (TRAIN.WEIGHTS), or "
                         "give weights of the whole model")
     target.load_state_dict(given)
-    rest = f"; left as initialised: {_some(sorted(untouched))}" if untouched else ""
-    return f"loaded {len(own)} tensors of {path} ({layout}) into {type(target).__name__}{rest}"
+    left = f"; left as initialised: {_some(sorted(untouched))}" if untouched else ""
+    return f"loaded {len(own)} tensors of {path} ({layout}) into {type(target).__name__}{left}"
 
 
 def _match(module: nn.Module, parts: dict[str, dict]) -> tuple[nn.Module | None, dict]:
@@ -156,6 +157,6 @@ def describe_difference(missing: list[str], unexpected: list[str], shapes: list[
     return "; ".join(f"{n} {what}: {_some(keys)}" for n, what, keys in said if n)
 
 
-def _some(keys: list[str], most: int = 6) -> str:
+def _some(keys: list[str], most: int = 12) -> str:
     more = f", ... ({len(keys) - most} more)" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more

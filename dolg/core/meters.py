@@ -23,14 +23,12 @@ class Meter:
         self._sums = {"loss": 0.0, "top1": 0.0, "top5": 0.0}
         self._images, self._wait, self._start = 0, 0.0, time.perf_counter()
 
-    def waited(self, seconds: float) -> None:
-        """Count time spent waiting for data."""
-        self._wait += seconds
-
-    def update(self, loss: float, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count one step's mean loss and hits."""
+    def update(self, loss: float, logits: torch.Tensor, labels: torch.Tensor,
+               wait: float = 0.0) -> None:
+        """Count one step: its mean loss, its hits, the seconds it waited for data."""
         top1, top5 = top_k_hits(logits, labels, (1, 5))
         self._images += len(labels)
+        self._wait += wait
         for name, value in (("loss", loss * len(labels)), ("top1", top1), ("top5", top5)):
             self._sums[name] += value
 

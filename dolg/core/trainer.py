@@ -99,12 +99,12 @@ class Trainer:
                    disable=None if is_main() else True)
         asked = time.perf_counter()
         for step, batch in enumerate(bar):
-            period.waited(time.perf_counter() - asked)
+            wait = time.perf_counter() - asked
             rate = learning_rate(cfg, epoch + (step / steps if cfg.OPTIM.LR_UPDATE == "step" else 0))
             set_learning_rate(self.optimizer, rate)
             loss, logits, labels = self._step(batch, epoch, step)
             for meter in (period, whole):
-                meter.update(loss, logits, labels)
+                meter.update(loss, logits, labels, wait)
             if (step + 1) % cfg.LOG_PERIOD == 0:
                 figures = period.summary(self.device)
                 period.reset()

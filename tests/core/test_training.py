@@ -1,0 +1,148 @@
+"""Training: reproducible, resumable after SIGKILL, and the same on several processes."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dolg.config import load_cfg
+from dolg.core.checkpoint import newest_checkpoint
+from dolg.core.trainer import train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _train(tiny, out_dir, *options) -> dict:
+    """Train in this process; the last checkpoint."""
+    arguments = [str(argument) for argument in (*tiny[2:], "OUT_DIR", out_dir, *options)]
+    train(load_cfg(str(ROOT / tiny[1]), arguments))
+    return torch.load(newest_checkpoint(out_dir), weights_only=True)
+
+
+def _losses(out_dir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out_dir / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def _same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    """(folder, last checkpoint) of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, _train(tiny, folder)
+
+
+def test_it_learns_and_leaves_what_it_promises(undisturbed):
+    folder, state = undisturbed
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == [f"model_epoch_{epoch:04d}.pyth" for epoch in range(4)]
+    losses = _losses(folder)
+    assert len(losses) == 9 and losses[-1] < losses[0]
+    assert state["epoch"] == 3
+    assert {"model", "loss", "optimizer", "scaler", "epoch", "rng", "cfg"} == set(state)
+    assert list((folder / "tensorboard").iterdir())
+    merged = load_cfg(str(folder / "config.yaml"))
+    assert merged.RESNET.STEM_WIDTH == 8 and merged.OUT_DIR == str(folder)
+
+
+def test_one_seed_one_result(undisturbed, tiny, tmp_path):
+    folder, state = undisturbed
+    again = _train(tiny, tmp_path / "again", "DATA_LOADER.NUM_WORKERS", 2)
+    other = _train(tiny, tmp_path / "other", "RNG_SEED", 2)
+    assert _losses(tmp_path / "again") == _losses(folder)
+    assert _same(again["model"], state["model"]) and _same(again["loss"], state["loss"])
+    assert not _same(other["model"], state["model"])
+
+
+def test_killed_at_any_moment_it_ends_the_same(undisturbed, tiny, tmp_path):
+    command = [sys.executable, "tools/train.py", *map(str, tiny), "OUT_DIR", str(tmp_path)]
+    log = tmp_path / "log.jsonl"
+    # Kill once right after the first step, once around the first checkpoint, once later
+    for lines_before_kill in (1, 4, 6):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
+                                   start_new_session=True)
+        started, seen = time.monotonic(), _count_lines(log)
+        while (process.poll() is None and _count_lines(log) < seen + lines_before_kill
+               and time.monotonic() - started < 120):
+            time.sleep(0.002)
+        assert process.poll() is None, "the run ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    _, state = undisturbed
+    final = torch.load(newest_checkpoint(tmp_path), weights_only=True)
+    assert final["epoch"] == 3
+    assert _same(final["model"], state["model"]) and _same(final["loss"], state["loss"])
+    assert not list((tmp_path / "checkpoints").glob("*0003.pyth.*"))
+
+
+def _count_lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def test_stopped_between_epochs_it_ends_the_same(undisturbed, tiny, tmp_path, capsys):
+    _train(tiny, tmp_path)
+    (tmp_path / "checkpoints" / "model_epoch_0003.pyth").unlink()
+    (tmp_path / "checkpoints" / "model_epoch_0002.pyth").unlink()
+    final = _train(tiny, tmp_path)
+    assert "going on from" in capsys.readouterr().out
+    _, state = undisturbed
+    assert _same(final["model"], state["model"])
+    for mine, theirs in zip(final["optimizer"]["state"].values(),
+                            state["optimizer"]["state"].values()):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+    _train(tiny, tmp_path)
+    assert "nothing left to train" in capsys.readouterr().out
+
+
+def test_two_processes_give_the_single_result(tiny, tmp_path):
+    frozen = ["BN.FREEZE", "True"]
+    single = _train(tiny, tmp_path / "single", *frozen)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "tools/train.py", *map(str, tiny), "OUT_DIR", str(tmp_path / "double"), *frozen],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    double = torch.load(newest_checkpoint(tmp_path / "double"), weights_only=True)
+    assert len(double["rng"]) == 2
+    torch.testing.assert_close(_losses(tmp_path / "double"), _losses(tmp_path / "single"),
+                               rtol=1e-4, atol=1e-4)
+    start = torch.load(tmp_path / "single" / "checkpoints" / "model_epoch_0000.pyth",
+                       weights_only=True)
+    for part in ("model", "loss"):
+        for key, value in single[part].items():
+            torch.testing.assert_close(double[part][key], value, rtol=1e-3, atol=2e-5)
+    moved = (single["loss"]["weight"] - start["loss"]["weight"]).abs().max()
+    apart = (single["loss"]["weight"] - double["loss"]["weight"]).abs().max()
+    assert apart < 1e-3 * moved
+
+
+def test_frozen_norms_keep_their_statistics(tiny, tmp_path):
+    final = _train(tiny, tmp_path, "BN.FREEZE", "True", "OPTIM.MAX_EPOCH", 1)
+    means = [v for k, v in final["model"].items() if k.endswith("running_mean")]
+    assert means and all((mean == 0).all() for mean in means)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_trains(tiny, tmp_path, precision):
+    _train(tiny, tmp_path, "PRECISION", precision, "OPTIM.MAX_EPOCH", 1)
+    losses = _losses(tmp_path)
+    assert len(losses) == 3 and all(isinstance(loss, float) and loss > 0 for loss in losses)
+
+
+def test_classification_error_on_a_held_out_list(tiny, tmp_path):
+    _train(tiny, tmp_path, "TEST.DATASET", "toy", "TEST.IM_SIZE", 48, "TEST.BATCH_SIZE", 3,
+           "OPTIM.MAX_EPOCH", 1)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    tested = [line for line in lines if line["kind"] == "test_epoch"]
+    assert len(tested) == 1 and 0 <= tested[0]["top1_err"] <= 100 and tested[0]["top5_err"] == 0

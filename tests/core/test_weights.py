@@ -1,0 +1,193 @@
+"""Weights files of every origin, and of none."""
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dolg.config import load_cfg
+from dolg.core.checkpoint import load_weights, newest_checkpoint, save_checkpoint
+from dolg.errors import UserError
+from dolg.losses import build_loss
+from dolg.models import build_model
+
+SMALL = ["MODEL.DEPTH", "18", "RESNET.STEM_WIDTH", "8", "MODEL.HEADS.REDUCTION_DIM", "12",
+         "MODEL.NUM_CLASSES", "5"]
+TIMM = ["MODEL.TYPE", "timm", "TIMM.NAME", "tf_efficientnet_lite0", "MODEL.ARCH", "gem",
+        "MODEL.HEADS.REDUCTION_DIM", "0"]
+
+
+def _cfg(*options):
+    return load_cfg(None, [*SMALL, *options])
+
+
+def _model(*options, seed=0):
+    torch.manual_seed(seed)
+    return build_model(_cfg(*options)).eval()
+
+
+def _same_outputs(a, b):
+    images = torch.randn(2, 3, 64, 48)
+    with torch.no_grad():
+        return torch.equal(a(images)["global"], b(images)["global"])
+
+
+@pytest.mark.parametrize("arch", ["dolg", "gem"])
+@pytest.mark.parametrize("suffix", [".pyth", ".safetensors"])
+def test_our_own_model_round_trip(tmp_path, arch, suffix):
+    saved, loaded = _model("MODEL.ARCH", arch), _model("MODEL.ARCH", arch, seed=1)
+    assert not _same_outputs(saved, loaded)
+    path = tmp_path / f"weights{suffix}"
+    save_file(saved.state_dict(), path) if suffix == ".safetensors" else torch.save(
+        saved.state_dict(), path)
+    load_weights(loaded, path)
+    assert _same_outputs(saved, loaded)
+
+
+def test_our_checkpoint_feeds_model_and_loss(tmp_path):
+    model, loss = _model(), build_loss(_cfg())
+    path = tmp_path / "model_epoch_0001.pyth"
+    save_checkpoint(path, {"model": model.state_dict(), "loss": loss.state_dict(), "epoch": 1})
+    other, other_loss = _model(seed=1), build_loss(_cfg())
+    load_weights(other, path)
+    load_weights(other_loss, path)
+    assert _same_outputs(model, other) and torch.equal(loss.weight, other_loss.weight)
+    assert load_weights(_model(seed=2).backbone, path)
+
+
+def _original_layout(model, loss) -> dict:
+    """Our parameters under the names of the original DOLG code, written out by hand."""
+    renamed = {"backbone.": "globalmodel.", "multi_atrous.branches.": "localmodel.aspp.aspp.",
+               "multi_atrous.pooled.": "localmodel.aspp.im_pool.1.",
+               "multi_atrous.join.": "localmodel.aspp.conv_after.0.", "attention.": "localmodel.",
+               "pool.": "pool_g.", "fc_global.": "fc_t.", "fc.": "fc."}
+    state = {"desc_cls." + key: value for key, value in loss.state_dict().items()}
+    for key, value in model.state_dict().items():
+        ours = next(prefix for prefix in renamed if key.startswith(prefix))
+        state[key.replace(ours, renamed[ours], 1)] = value
+    return state
+
+
+@pytest.mark.parametrize("multi_atrous", ["True", "False"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_original_dolg_layout(tmp_path, multi_atrous, prefix):
+    options = ["MODEL.WITH_MA", multi_atrous]
+    model, loss = _model(*options), build_loss(_cfg())
+    state = {prefix + key: value for key, value in _original_layout(model, loss).items()}
+    torch.save({"epoch": 99, "model_state": state}, tmp_path / "dolg.pyth")
+    other = _model(*options, seed=1)
+    load_weights(other, tmp_path / "dolg.pyth")
+    assert _same_outputs(model, other)
+
+
+def test_a_constant_exponent_of_the_original_becomes_three(tmp_path):
+    model, loss = _model(), build_loss(_cfg())
+    state = _original_layout(model, loss)
+    del state["pool_g.p"]
+    torch.save({"model_state": state}, tmp_path / "dolg.pyth")
+    other = _model("MODEL.GEM.P", "2.0", seed=1)
+    load_weights(other, tmp_path / "dolg.pyth")
+    assert other.pool.p.item() == 3.0 and _same_outputs(model, other)
+
+
+def test_a_pycls_backbone_starts_training_only(tmp_path):
+    model = _model()
+    state = dict(model.backbone.state_dict(), **{"head.fc.weight": torch.zeros(1000, 64)})
+    torch.save({"model_state": state}, tmp_path / "R-18.pyth")
+    fresh = _model(seed=1)
+    said = load_weights(fresh, tmp_path / "R-18.pyth", start=True)
+    assert said.endswith("left as initialised: attention, fc, fc_global")
+    assert all(torch.equal(a, b) for a, b in zip(model.backbone.parameters(),
+                                                 fresh.backbone.parameters()))
+    with pytest.raises(UserError, match="a backbone alone.*needs attention, fc, fc_global"):
+        load_weights(fresh, tmp_path / "R-18.pyth")
+
+
+def test_a_whole_timm_model_completes_gem_without_reduction(tmp_path):
+    import timm
+
+    torch.manual_seed(3)
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    save_file(network.state_dict(), tmp_path / "timm.safetensors")
+    model = _model(*TIMM)
+    load_weights(model, tmp_path / "timm.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = network.forward_intermediates(images, intermediates_only=True)[-1]
+        assert torch.equal(model.backbone(images)["stage4"], expected)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnet18", "convnext_atto"])
+def test_timm_names_survive_flattening(tmp_path, name):
+    import timm
+
+    network = timm.create_model(name)
+    torch.save(network.state_dict(), tmp_path / "timm.pth")
+    model = _model("MODEL.TYPE", "timm", "TIMM.NAME", name, "MODEL.ARCH", "gem",
+                   "MODEL.HEADS.REDUCTION_DIM", "0")
+    load_weights(model, tmp_path / "timm.pth")
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = network.eval().forward_intermediates(images, intermediates_only=True)[-1]
+        torch.testing.assert_close(model.backbone(images)["stage4"], expected)
+
+
+def test_the_wrong_model_is_refused_with_the_keys_that_differ(tmp_path):
+    torch.save(_model("MODEL.ARCH", "gem").state_dict(), tmp_path / "gem.pyth")
+    with pytest.raises(UserError) as error:
+        load_weights(_model(), tmp_path / "gem.pyth")
+    assert "is not of this DOLG" in str(error.value) and "fc_global.weight" in str(error.value)
+    torch.save(_model("RESNET.STEM_WIDTH", "16").state_dict(), tmp_path / "wide.pyth")
+    with pytest.raises(UserError, match=r"of another shape: attention.bn.bias \(64,\) for \(32,\)"):
+        load_weights(_model(), tmp_path / "wide.pyth")
+    with pytest.raises(UserError, match="none of a CurricularFace"):
+        load_weights(build_loss(_cfg()), tmp_path / "gem.pyth")
+    changed = dict(_model().state_dict(), **{"fc.scale": torch.zeros(1)})
+    torch.save(changed, tmp_path / "more.pyth")
+    with pytest.raises(UserError, match="1 unexpected: fc.scale"):
+        load_weights(_model(), tmp_path / "more.pyth")
+
+
+class _Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("write", [
+    lambda path, mark: torch.save({"model": _Evil(mark)}, path),
+    lambda path, mark: path.write_bytes(pickle.dumps({"model": _Evil(mark)})),
+])
+def test_code_in_a_weights_file_is_never_run(tmp_path, write):
+    path, mark = tmp_path / "evil.pyth", str(tmp_path / "pwned")
+    write(path, mark)
+    with pytest.raises(UserError) as error:
+        load_weights(_model(), path)
+    assert "nothing in it was run" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name, damage", [
+    ("cut.pyth", lambda data: data[:len(data) // 2]), ("empty.pyth", lambda data: b""),
+    ("text.pyth", lambda data: b"no weights at all"), ("cut.safetensors", lambda data: data[:500]),
+])
+def test_damaged_files_are_explained(tmp_path, name, damage):
+    path, model = tmp_path / name, _model()
+    if path.suffix == ".safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError) as error:
+        load_weights(model, path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_newest_checkpoint_is_that_of_the_latest_epoch(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    for epoch in (2, 10, 9):
+        save_checkpoint(tmp_path / "checkpoints" / f"model_epoch_{epoch:04d}.pyth", {})
+    (tmp_path / "checkpoints" / ".model_epoch_0011.pyth.77.tmp").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path).name == "model_epoch_0010.pyth"
