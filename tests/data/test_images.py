@@ -66,7 +66,7 @@ def test_exif_orientation(tmp_path, photo, orientation):
 def _png_header(width, height):
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
-            + struct.pack(">I", zlib.crc32(chunk)))
+            + struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 1000) + b"IDAT")
 
 
 @pytest.mark.parametrize("name, content, reason", [

@@ -1,0 +1,159 @@
+"""From ground truth and feature stores to mAP and mP@k of every protocol."""
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from revisitop.counting import count_ranks
+from revisitop.groundtruth import GroundTruth
+from revisitop.metrics import MapResult, positions_without_junk, summarise
+from revisitop.protocol import protocols_of, split
+from revisitop.stores import Store, StoreError
+
+KAPPAS = (1, 5, 10)
+METRICS = ("mAP", *(f"mP@{k}" for k in KAPPAS))
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+# What a result records of each store's manifest, where it is there
+RECORDED = ("model", "weights_digest", "scales", "cropped", "precision")
+DIGESTS = ("weights_digest", "model_digest")
+
+
+def evaluate_stores(
+    ground_truth: GroundTruth, query: Store, database: Store, distractors: Sequence[Store] = ()
+) -> dict:
+    """Evaluate descriptors by inner product; exact, by counting (see `counting`).
+
+    `query` and `database` hold the images of the ground truth, in any order; images of
+    `distractors` count as wrong for every query. A query whose image failed gets AP 0; a
+    database image that failed is never found.
+
+    Returns what `evaluate.py --json` writes, shares in 0..1:
+        {"dataset", "queries", "database", "distractors" (numbers of images),
+        "protocols": {"easy" | "medium" | "hard": {"mAP", "mP@1", "mP@5", "mP@10",
+            "ap": [per query, None where it has no positive]}},
+        "failed": {"query": [names], "database": [names], "distractors": number},
+        "protocol": {"ground_truth_sha256", "query", "database", "distractors" (settings)}}.
+    A ground truth with ok/junk labels has the one protocol "plain". Raises StoreError where a
+    store is damaged, does not hold the images, or was made by another model.
+    """
+    _check_same_model([query, database, *distractors])
+    query_index = _match_names(query, ground_truth.queries, "queries")
+    images = _match_names(database, ground_truth.images, "database images")
+    rows = np.argsort(query_index)
+    descriptors, broken = query.rows(rows), query.status[rows] != 0
+    descriptors[broken] = 0
+    everything = [np.concatenate(list(entry.values())) for entry in ground_truth.labels]
+    labelled = [indexes[:0] if failed else indexes for indexes, failed in zip(everything, broken)]
+    ranks = count_ranks(descriptors, labelled, database, images, distractors)
+    return {
+        "dataset": ground_truth.name,
+        "queries": query.count,
+        "database": database.count,
+        "distractors": sum(store.count for store in distractors),
+        "protocols": {protocol: _as_json(_metrics(ground_truth, protocol, labelled, ranks))
+                      for protocol in protocols_of(ground_truth)},
+        "failed": {"query": [name for name, _ in query.errors()],
+                   "database": [name for name, _ in database.errors()],
+                   "distractors": sum(int((store.status != 0).sum()) for store in distractors)},
+        "protocol": {"ground_truth_sha256": ground_truth.sha256, "query": _settings(query),
+                     "database": _settings(database),
+                     "distractors": [_settings(store) for store in distractors]},
+    }
+
+
+def format_table(result: dict) -> str:
+    """The result of `evaluate_stores` as text, in percent."""
+    failed = result["failed"]
+    lines = [f"{result['dataset']}: {result['queries']} queries, {result['database']} database "
+             f"images, {result['distractors']} distractors",
+             f"failed images: {len(failed['query'])} queries (AP 0), {len(failed['database'])} "
+             f"database (never found), {failed['distractors']} distractors",
+             "", f"{'':8}" + "".join(f"{metric:>8}" for metric in METRICS) + "  queries scored"]
+    for protocol, figures in result["protocols"].items():
+        cells = ["-" if figures[metric] is None else f"{100 * figures[metric]:.2f}"
+                 for metric in METRICS]
+        scored = sum(ap is not None for ap in figures["ap"])
+        lines.append(f"{protocol.capitalize():8}" + "".join(f"{cell:>8}" for cell in cells)
+                     + f"{scored:>16}")
+    return "\n".join(lines)
+
+
+def _metrics(
+    ground_truth: GroundTruth, protocol: str, labelled: list[np.ndarray], ranks: list[np.ndarray]
+) -> MapResult:
+    """Metrics of one protocol from the ranks of the labelled images."""
+    entries = split(ground_truth, protocol)
+    positions = []
+    for entry, images, rank in zip(entries, labelled, ranks):
+        found = np.isfinite(rank)
+        ok, junk = (rank[found & np.isin(images, entry[kind])] for kind in ("ok", "junk"))
+        positions.append(positions_without_junk(ok, junk))
+    return summarise(positions, [len(entry["ok"]) for entry in entries], KAPPAS)
+
+
+def _as_json(metrics: MapResult) -> dict:
+    figures = dict(zip(METRICS, map(_or_none, (metrics.map, *metrics.mpr.tolist()))))
+    return {**figures, "ap": [_or_none(ap) for ap in metrics.aps.tolist()]}
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _settings(store: Store) -> dict:
+    return {key: store.manifest[key] for key in RECORDED if key in store.manifest}
+
+
+def _check_same_model(stores: list[Store]) -> None:
+    """All stores must have descriptors that can be compared with those of the first."""
+    first = stores[0]
+    for other in stores[1:]:
+        if other.dim != first.dim:
+            raise StoreError(f"store {other.path} has descriptors of {other.dim} dimensions, "
+                             f"{first.path} of {first.dim}: both must come from one model")
+        for key in DIGESTS:
+            digests = first.manifest.get(key), other.manifest.get(key)
+            if None not in digests and digests[0] != digests[1]:
+                raise StoreError(f"stores {first.path} and {other.path} were made with different "
+                                 f"weights ({key} {str(digests[0])[:12]} and "
+                                 f"{str(digests[1])[:12]}): extract both with the same")
+
+
+def _match_names(store: Store, expected: list[str], what: str) -> np.ndarray:
+    """Index in `expected` of each of the store's rows; both must have the same images.
+
+    A store may add the ending of the image file to a name that has none in the ground truth.
+    """
+    index_of = {name: index for index, name in enumerate(expected)}
+    indexes = np.array([_find(index_of, name) for name in store.names], np.int64)
+    present = np.zeros(len(expected), bool)
+    present[indexes[indexes >= 0]] = True
+    if not present.all():
+        missing = [expected[i] for i in np.flatnonzero(~present)]
+        raise StoreError(f"store {store.path} lacks {len(missing)} of the {len(expected)} {what} "
+                         f"that the ground truth names: {_some(missing)}")
+    strangers = [store.names[row] for row in np.flatnonzero(indexes < 0)]
+    if strangers:
+        advice = "; pass them by --distractors" if what == "database images" else ""
+        raise StoreError(f"store {store.path} has {len(strangers)} images that are not among the "
+                         f"{what} of the ground truth: {_some(strangers)}{advice}")
+    if len(indexes) > len(expected):
+        repeated = [expected[i] for i in np.flatnonzero(np.bincount(indexes) > 1)]
+        raise StoreError(f"store {store.path} has {len(repeated)} images more than once: "
+                         f"{_some(repeated)}")
+    return indexes
+
+
+def _find(index_of: dict[str, int], name: str) -> int:
+    """Index of a name, or of the name without an image file's ending; -1 for a stranger."""
+    stem, dot, ending = name.rpartition(".")
+    if name not in index_of and (dot + ending).lower() in IMAGE_SUFFIXES:
+        name = stem
+    return index_of.get(name, -1)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")

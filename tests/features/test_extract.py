@@ -1,0 +1,294 @@
+"""Extraction: what is stored, in which order, and what happens to bad images and kills."""
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dolg.config import load_cfg
+from dolg.data.decode import read_image
+from dolg.errors import UserError
+from dolg.features.extract import Extractor, average_scales, describe
+from dolg.features.sources import ImageSource, images_of, revisited_set
+from dolg.features.store import FeatureStore, StoreWriter
+from dolg.models import build_model
+from revisitop.stores import StoreError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALES = [0.7071, 1.0, 1.4142]
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return load_cfg(None, ["MODEL.DEPTH", "18", "RESNET.STEM_WIDTH", "8", "MODEL.NUM_CLASSES", "4",
+                           "MODEL.HEADS.REDUCTION_DIM", "16"])
+
+
+@pytest.fixture(scope="module")
+def model(cfg):
+    torch.manual_seed(0)
+    return build_model(cfg).eval()
+
+
+@pytest.fixture(scope="module")
+def weights(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.pyth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of 23 images of four sizes, two of them unreadable."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    sizes = [(64, 48), (48, 64), (64, 48), (80, 56)]
+    for i in range(21):
+        pixels = rng.integers(0, 255, (*sizes[i % 4], 3), dtype=np.uint8)
+        path = folder / ("sub dir" if i % 2 else ".") / f"photo.{i:02d} ü.jpg"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imencode(".jpg", pixels)[1].tofile(path)
+    (folder / "cut.jpg").write_bytes((folder / "photo.00 ü.jpg").read_bytes()[:700])
+    (folder / "text.jpg").write_text("this is no image")
+    return folder
+
+
+def _extractor(model, **changes):
+    settings = {"scales": SCALES, "precision": torch.float32, "batch_size": 4, "workers": 0,
+                "max_pixels": 10 ** 8, "strict": False, **changes}
+    return Extractor(model, **settings)
+
+
+def _fill(model, source, path, chunk_size=5, **changes):
+    writer = StoreWriter(path, source.names, model.dim, chunk_size, {"scales": SCALES})
+    _extractor(model, **changes).fill(writer, source, writer.missing_chunks(), progress=False)
+    return FeatureStore(path)
+
+
+def _slow_descriptor(model, path, box=None):
+    """One image, scale by scale, as the original does it: OpenCV's resize, then the network."""
+    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).astype(np.float32)
+    if box:
+        x1, y1, x2, y2 = map(int, box)
+        image = image[y1:y2, x1:x2]
+    total = 0
+    for scale in SCALES:
+        size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+        scaled = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) / 255
+        scaled = (scaled - np.float32([0.406, 0.456, 0.485])) / np.float32([0.225, 0.224, 0.229])
+        with torch.no_grad():
+            raw = model(torch.from_numpy(scaled.transpose(2, 0, 1).copy())[None])["global"][0]
+        total = total + raw.double().numpy() / np.linalg.norm(raw.double().numpy())
+    return total / np.linalg.norm(total)
+
+
+def test_against_one_image_at_a_time(model, photos, tmp_path):
+    store = _fill(model, images_of(photos), tmp_path / "store")
+    table = np.asarray(store.global_descriptors())
+    assert store.count == 23 and table.shape == (23, 16)
+    for name, row, status in zip(store.names, table, store.status):
+        if name in ("cut.jpg", "text.jpg"):
+            assert status != 0 and np.isnan(row).all()
+        else:
+            assert status == 0
+            assert row @ _slow_descriptor(model, photos / name) > 1 - 1e-6
+
+
+def test_names_are_in_order_and_failures_have_reasons(model, photos, tmp_path):
+    store = _fill(model, images_of(photos), tmp_path / "store")
+    assert store.names == sorted(store.names, key=lambda n: photos / n)
+    assert len(store.names) == 23 and "sub dir/photo.01 ü.jpg" in store.names
+    assert dict(store.errors()).keys() == {"cut.jpg", "text.jpg"}
+    assert dict(store.errors())["text.jpg"] == "not an image"
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"workers": 2}, {"batch_size": 7}])
+def test_batches_and_workers_do_not_matter(model, photos, tmp_path, changes):
+    one = np.asarray(_fill(model, images_of(photos), tmp_path / "a").global_descriptors())
+    two = np.asarray(_fill(model, images_of(photos), tmp_path / "b",
+                           **changes).global_descriptors())
+    fine = ~np.isnan(one[:, 0])
+    assert np.array_equal(fine, ~np.isnan(two[:, 0]))
+    assert ((one[fine] * two[fine]).sum(axis=1) > 1 - 1e-6).all()
+
+
+def test_bf16_is_close(model, photos):
+    images = torch.stack([read_image(photos / "photo.00 ü.jpg")])
+    exact = describe(model, images, SCALES)
+    rough = describe(model, images, SCALES, torch.bfloat16)
+    assert rough.dtype == torch.float32
+    assert 1 - 1e-3 < float((exact * rough).sum()) < 1 - 1e-9
+
+
+def test_average_of_scales_is_of_unit_vectors():
+    small, large = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1000.0]])
+    expected = torch.tensor([[0.5 ** 0.5, 0.5 ** 0.5]])
+    torch.testing.assert_close(average_scales([small, large]), expected)
+
+
+def test_boxes_cut_the_queries(model, photos, tmp_path):
+    path, box = photos / "photo.00 ü.jpg", (3.7, 5.2, 40.9, 60.0)
+    source = ImageSource(["whole", "cut", "nothing"], [path] * 3, [None, box, (9.1, 9, 9.9, 20)])
+    store = _fill(model, source, tmp_path / "store")
+    table = np.asarray(store.global_descriptors())
+    assert table[0] @ _slow_descriptor(model, path) > 1 - 1e-6
+    assert table[1] @ _slow_descriptor(model, path, box) > 1 - 1e-6
+    assert "leaves nothing" in dict(store.errors())["nothing"]
+
+
+def test_a_descriptor_that_is_not_finite_is_a_failure(model, photos, tmp_path):
+    class Broken(torch.nn.Module):
+        dim, input_spec = 2, model.input_spec
+
+        def __init__(self):
+            super().__init__()
+            self.p = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            value = torch.nan if images.shape[2] > images.shape[3] else 1.0
+            return {"global": torch.full((len(images), 2), value)}
+
+    store = _fill(Broken(), images_of(photos), tmp_path / "store")
+    reasons = dict(store.errors())
+    assert reasons["photo.00 ü.jpg"] == "its descriptor is not finite"
+    assert "sub dir/photo.01 ü.jpg" not in reasons
+
+
+def test_a_chunk_is_whole_or_absent_and_the_rest_is_resumed(model, photos, tmp_path):
+    source = images_of(photos)
+    whole = _fill(model, source, tmp_path / "whole")
+    writer = StoreWriter(tmp_path / "part", source.names, model.dim, 5, {"scales": SCALES})
+    assert writer.num_chunks == 5 and list(writer.rows(4)) == [20, 21, 22]
+    _extractor(model).fill(writer, source, [3, 1], progress=False)
+    assert writer.missing_chunks() == [0, 2, 4]
+    with pytest.raises(StoreError):
+        list(FeatureStore(tmp_path / "part").global_descriptors())
+    before = writer.chunk_file(3).stat().st_mtime_ns
+    part = _fill(model, source, tmp_path / "part")
+    assert writer.chunk_file(3).stat().st_mtime_ns == before
+    for file in sorted(path.name for path in whole.path.iterdir()):
+        assert (whole.path / file).read_bytes() == (part.path / file).read_bytes(), file
+
+
+def test_a_store_of_other_settings_is_refused(tmp_path):
+    names = ["a", "b"]
+    StoreWriter(tmp_path / "s", names, 4, 5, {"scales": [1.0]})
+    StoreWriter(tmp_path / "s", names, 4, 5, {"scales": (1.0,)})
+    for changes in [(["a"], 4, 5, [1.0]), (names, 8, 5, [1.0]), (names, 4, 6, [1.0]),
+                    (names, 4, 5, [0.5])]:
+        with pytest.raises(UserError, match="was made by other settings: .* was .*, is "):
+            StoreWriter(tmp_path / "s", *changes[:3], {"scales": changes[3]})
+
+
+def test_strict_stops_at_the_first_bad_image(run_tool, weights, photos, tmp_path):
+    done = run_tool(*_command(weights, photos, tmp_path), "INFER.STRICT", "True")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: cannot read image")
+    done = run_tool(*_command(weights, photos, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "2 FAILED" in done.stdout and "text.jpg: not an image" in done.stdout
+
+
+def _command(weights, photos, out_dir):
+    return ["tools/infer.py", "--cfg", "configs/quickstart.yaml", "RESNET.STEM_WIDTH", "8",
+            "MODEL.HEADS.REDUCTION_DIM", "16", "INFER.DATASET", "", "TEST.WEIGHTS", weights,
+            "INFER.IMAGES", photos, "INFER.OUT_DIR", out_dir, "INFER.CHUNK_SIZE", "2",
+            "INFER.BATCH_SIZE", "2"]
+
+
+def test_killed_and_started_again_the_store_is_the_same(weights, photos, tmp_path):
+    def start(out_dir):
+        command = [sys.executable, *map(str, _command(weights, photos, out_dir))]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
+                                start_new_session=True)
+
+    assert start(tmp_path / "undisturbed").wait(timeout=300) == 0
+    store, whole = tmp_path / "killed" / photos.name, tmp_path / "undisturbed" / photos.name
+    for chunks in (1, 5):
+        process = start(tmp_path / "killed")
+        while process.poll() is None and len(list(store.glob("chunk-*"))) < chunks:
+            time.sleep(0.001)
+        assert process.poll() is None, "it ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert start(tmp_path / "killed").wait(timeout=300) == 0
+    for file in whole.iterdir():
+        assert (store / file.name).read_bytes() == file.read_bytes(), file.name
+    assert len(FeatureStore(store).errors()) == 2
+
+
+def test_two_processes_share_the_chunks(weights, photos, tmp_path, run_tool):
+    assert run_tool(*_command(weights, photos, tmp_path / "one")).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         *map(str, _command(weights, photos, tmp_path / "two"))], cwd=ROOT, capture_output=True,
+        text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (FeatureStore(tmp_path / part / photos.name) for part in ("one", "two"))
+    assert one.names == two.names and one.errors() == two.errors()
+    a, b = np.asarray(one.global_descriptors()), np.asarray(two.global_descriptors())
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def _benchmark(root, photos, **changes):
+    """A Revisited set `mini` of the good photos; returns its ground truth file."""
+    folder = root / "mini"
+    (folder / "jpg").mkdir(parents=True)
+    files = sorted(photos.glob("photo*.jpg"))
+    for number, file in enumerate(files):
+        shutil.copy(file, folder / "jpg" / f"image{number}.jpg")
+    gnd = {"imlist": [f"image{i}" for i in range(2, len(files))], "qimlist": ["image0", "image1"],
+           "gnd": [{"bbx": [2.5, 3, 40, 50.9], "easy": [0], "hard": [1], "junk": [2]},
+                   {"bbx": [0, 0, 48, 48], "easy": [3], "hard": [], "junk": []}], **changes}
+    (folder / "gnd_mini.pkl").write_bytes(pickle.dumps(gnd))
+    return folder / "gnd_mini.pkl"
+
+
+def test_a_revisited_set(photos, tmp_path):
+    _benchmark(tmp_path, photos)
+    cropped = revisited_set(tmp_path, "mini", crop_queries=True)
+    assert cropped["query"].names == ["image0", "image1"]
+    assert tuple(cropped["query"].boxes[0]) == (2.5, 3, 40, 50.9)
+    assert cropped["database"].boxes == [None] * 9
+    assert revisited_set(tmp_path, "mini", crop_queries=False)["query"].boxes == [None, None]
+
+
+def test_infer_makes_query_and_database(run_tool, weights, photos, tmp_path):
+    _benchmark(tmp_path, photos)
+    command = _command(weights, photos, tmp_path / "out")
+    done = run_tool(*command, "INFER.DATASET", "mini", "INFER.DATA_DIR", tmp_path)
+    assert done.returncode == 0, done.stderr
+    query = FeatureStore(tmp_path / "out" / "mini" / "query")
+    assert query.names == ["image0", "image1"] and query.manifest["cropped"] is True
+    assert FeatureStore(tmp_path / "out" / "mini" / "database").count == 9
+    assert FeatureStore(tmp_path / "out" / photos.name).count == 23
+    for field in ("images_digest", "scales", "config_digest", "weights_digest", "library"):
+        assert query.manifest[field]
+    result = tmp_path / "result.json"
+    done = run_tool("revisitop/evaluate.py", "--gnd", tmp_path / "mini" / "gnd_mini.pkl",
+                    "--query", query.path, "--database", tmp_path / "out" / "mini" / "database",
+                    "--distractors", tmp_path / "out" / photos.name, "--json", result)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(result.read_text())
+    assert written["distractors"] == 23 and written["protocols"]["hard"]["ap"][1] is None
+
+
+def test_lists_and_folders(tmp_path, photos):
+    (tmp_path / "list.txt").write_text("b.jpg\n\nsub/a b.jpg\n")
+    source = images_of(tmp_path / "list.txt")
+    assert source.names == ["b.jpg", "sub/a b.jpg"]
+    assert source.paths[1] == tmp_path / "sub" / "a b.jpg"
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "empty").mkdir()
+    for location, message in [("empty.txt", "is empty"), ("empty", "holds no images"),
+                              ("absent", "does not exist")]:
+        with pytest.raises(UserError, match=message):
+            images_of(tmp_path / location)
