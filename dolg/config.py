@@ -75,6 +75,8 @@ _C.LOSS.NAME = "curricularface"
 
 # ---------------------------------------------------------------------------- optimizer
 _C.OPTIM = CfgNode()
+# sgd (as the originals) or adamw
+_C.OPTIM.NAME = "sgd"
 # Learning rate before the schedule
 _C.OPTIM.BASE_LR = 0.1
 # Schedule: cos, steps or exp
@@ -88,10 +90,11 @@ _C.OPTIM.STEPS = []
 _C.OPTIM.LR_MULT = 0.1
 # Epochs to train
 _C.OPTIM.MAX_EPOCH = 100
-# SGD: momentum, its dampening, Nesterov's form, and L2 regularisation
+# SGD: momentum, its dampening, Nesterov's form
 _C.OPTIM.MOMENTUM = 0.9
 _C.OPTIM.DAMPENING = 0.0
 _C.OPTIM.NESTEROV = True
+# L2 regularisation of sgd, decoupled weight decay of adamw
 _C.OPTIM.WEIGHT_DECAY = 1e-4
 # Linear warm-up from WARMUP_FACTOR * rate over the first WARMUP_EPOCHS epochs
 _C.OPTIM.WARMUP_FACTOR = 0.1

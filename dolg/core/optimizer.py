@@ -1,12 +1,14 @@
-"""SGD and the schedules of its learning rate, as pycls has them."""
+"""Optimizers, and the schedules of their learning rate as pycls has them."""
 import math
 
 import torch
 from torch import nn
 
+from dolg.errors import choose
+
 
 def build_optimizer(cfg, module: nn.Module) -> torch.optim.Optimizer:
-    """SGD over all parameters that learn; the norms may have a weight decay of their own."""
+    """OPTIM.NAME over all parameters that learn; the norms may have a weight decay of their own."""
     norms, others = [], []
     for child in module.modules():
         is_norm = isinstance(child, nn.modules.batchnorm._NormBase)
@@ -17,9 +19,20 @@ def build_optimizer(cfg, module: nn.Module) -> torch.optim.Optimizer:
     norm_decay = cfg.BN.CUSTOM_WEIGHT_DECAY if cfg.BN.USE_CUSTOM_WEIGHT_DECAY else decay
     groups = [{"params": others, "weight_decay": decay},
               {"params": norms, "weight_decay": norm_decay}]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]], lr=cfg.OPTIM.BASE_LR,
-        momentum=cfg.OPTIM.MOMENTUM, dampening=cfg.OPTIM.DAMPENING, nesterov=cfg.OPTIM.NESTEROV)
+    groups = [group for group in groups if group["params"]]
+    return choose(OPTIMIZERS, cfg.OPTIM.NAME, "OPTIM.NAME")(groups, cfg.OPTIM)
+
+
+def _sgd(groups: list[dict], optim) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=optim.BASE_LR, momentum=optim.MOMENTUM,
+                           dampening=optim.DAMPENING, nesterov=optim.NESTEROV)
+
+
+def _adamw(groups: list[dict], optim) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=optim.BASE_LR)
+
+
+OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 
 
 def learning_rate(cfg, epoch: float) -> float:

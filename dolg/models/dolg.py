@@ -70,6 +70,9 @@ class SpatialAttention(nn.Module):
         self.bn = nn.BatchNorm2d(channels, eps=bn_eps, momentum=bn_momentum)
         self.conv2 = nn.Conv2d(channels, 1, 1)
         _init_convolutions(self)
+        # The rule above counts one output channel and makes scores of 10 and more out of noise;
+        # from here training starts with even attention
+        nn.init.normal_(self.conv2.weight, std=0.01)
 
     def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.bn(self.conv1(maps))
