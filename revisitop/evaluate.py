@@ -42,6 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def write_json(path: Path, result: dict) -> None:
     """Write a result whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -56,9 +57,8 @@ def write_json(path: Path, result: dict) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-        raise UsageError(f"cannot write --json {args.json}: it must be a file in a folder that "
-                         "exists")
+    if args.json and args.json.is_dir():
+        raise UsageError(f"cannot write --json {args.json}: it is a folder")
     ground_truth = load_ground_truth(args.gnd)
     result = evaluate_stores(ground_truth, Store(args.query), Store(args.database),
                              [Store(path) for path in args.distractors])

@@ -16,10 +16,15 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _empty_bytes() -> bytes:
+    """Stands for `bytes`, which protocols 0 to 2 call, without arguments, for b"" alone."""
+    return b""
+
+
 def _array_makers() -> dict[tuple[str, str], object]:
     """What pickled NumPy arrays and scalars name, by module and name, old and new."""
     makers = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,
-              ("_codecs", "encode"): _encode}
+              ("_codecs", "encode"): _encode, ("__builtin__", "bytes"): _empty_bytes}
     for core in ("numpy.core", "numpy._core"):
         makers[f"{core}.multiarray", "_reconstruct"] = np.empty(0).__reduce__()[0]
         makers[f"{core}.multiarray", "scalar"] = np.float64(0).__reduce__()[0]

@@ -28,6 +28,7 @@ done
 
 say "4/5  scores on unseen landmarks"
 score() {   # score RESULT FEATURES [--distractors STORE]
+    echo "$1:"
     python revisitop/evaluate.py --gnd "$DATA/synthetic/gnd_synthetic.pkl" \
         --query "$OUT/features/$2/synthetic/query" \
         --database "$OUT/features/$2/synthetic/database" --json "$OUT/$1.json" "${@:3}"
@@ -37,10 +38,16 @@ score trained trained
 score trained_distractors trained --distractors "$OUT/features/trained/distractors"
 
 say "5/5  the page of results"
-python tools/report.py \
+UNTRAINED="$OUT/features/untrained" TRAINED="$OUT/features/trained"
+python tools/report.py --gnd "$DATA/synthetic/gnd_synthetic.pkl" \
+    --distractor-images "$DATA/synthetic/distractors" \
     --result untrained "$OUT/untrained.json" \
+    --stores untrained "$UNTRAINED/synthetic/query" "$UNTRAINED/synthetic/database" \
     --result trained "$OUT/trained.json" \
+    --stores trained "$TRAINED/synthetic/query" "$TRAINED/synthetic/database" \
     --result trained_distractors "$OUT/trained_distractors.json" \
+    --stores trained_distractors "$TRAINED/synthetic/query" "$TRAINED/synthetic/database" \
+        "$TRAINED/distractors" \
     --json "$OUT/results.json" --output "$OUT/report.html"
 
 say "done: open $OUT/report.html"

@@ -1,11 +1,9 @@
 """Make the synthetic landmark benchmark: python tools/make_landmarks.py --root DIR"""
 import argparse
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 from dolg.data.landmarks import LandmarkParams, contact_sheet, make_landmarks
-from dolg.errors import UserError
 
 HELP = {"seed": "another seed, other landmarks",
         "train_landmarks": "training classes",
@@ -40,27 +38,21 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    try:
-        params = LandmarkParams(**{field.name: getattr(args, field.name)
-                                   for field in fields(LandmarkParams)})
-        summary = make_landmarks(args.root, params, getattr(args, "workers", None))
-        for name, counts in summary.items():
-            state = "made" if counts.pop("made") else "already there"
-            print(f"{args.root / name}: {state},",
-                  ", ".join(f"{count} {what}" for what, count in counts.items()))
-        if "contact_sheet" in args:
-            contact_sheet(args.root, args.contact_sheet)
-            print(f"{args.contact_sheet}: made")
-    except (UserError, OSError) as error:       # a full disk, a folder that is not ours
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command makes it complete", file=sys.stderr)
-        return 130
-    return 0
+    params = LandmarkParams(**{field.name: getattr(args, field.name)
+                               for field in fields(LandmarkParams)})
+    summary = make_landmarks(args.root, params, getattr(args, "workers", None))
+    for name, counts in summary.items():
+        state = "made" if counts.pop("made") else "already there"
+        print(f"{args.root / name}: {state},",
+              ", ".join(f"{count} {what}" for what, count in counts.items()))
+    if "contact_sheet" in args:
+        contact_sheet(args.root, args.contact_sheet)
+        print(f"{args.contact_sheet}: made")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from dolg.core.cli import run       # not above: it loads PyTorch, which no worker needs
+
+    run(main)

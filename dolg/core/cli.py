@@ -6,6 +6,7 @@ from collections.abc import Callable
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from dolg.config import load_cfg
+from dolg.core.memory import keep_freed_memory
 from dolg.data.decode import ImageError
 from dolg.errors import UserError
 
@@ -23,9 +24,10 @@ def config_from_args(description: str, argv: list[str] | None = None):
 
 def run(main: Callable[[], None]) -> None:
     """Call `main` and leave with status 0; after a user's mistake, say it and leave with 1."""
+    keep_freed_memory()
     try:
         main()
-    except (UserError, ImageError) as error:
+    except (UserError, ImageError, OSError) as error:       # OSError: a full disk, no permission
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except ChildFailedError:

@@ -1,0 +1,171 @@
+"""Evaluation from stores: the real photographs' figures, the command, and what it refuses."""
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from revisitop import Store, compute_map, evaluate_stores, load_ground_truth, split
+
+KAPPAS = (1, 5, 10)
+
+
+@pytest.mark.parametrize("crop", ["crop", "full"])
+@pytest.mark.parametrize("chunk_size", [7, 1000])
+def test_the_figures_of_real_photographs(shared, make_store, tmp_path, crop, chunk_size):
+    folder = shared / "data" / "minilandmarks"
+    truth = load_ground_truth(folder / "gnd_minilandmarks.pkl")
+    expected = json.loads((folder / "expected.json").read_text())["results"]
+    tables = np.load(folder / "expected.npz")
+    names = {"query": truth.queries, "database": truth.images,
+             "distractors": (folder / "distractors.txt").read_text().split()}
+    stores = {part: Store(make_store(tmp_path / part, names[part], tables[key], chunk_size))
+              for part, key in (("query", f"query_{crop}"), ("database", "database"),
+                                ("distractors", "distractor"))}
+    for case, distractors in (("without_distractors", []),
+                              ("with_distractors", [stores["distractors"]])):
+        got = evaluate_stores(truth, stores["query"], stores["database"], distractors)
+        assert got["queries"] == 22 and got["database"] == 55
+        assert got["distractors"] == 300 * len(distractors)
+        for protocol, want in expected[case][crop].items():
+            mine = got["protocols"][protocol]
+            assert mine["mAP"] == pytest.approx(want["mAP"], abs=1e-9)
+            for k in KAPPAS:
+                assert mine[f"mP@{k}"] == pytest.approx(want["mP"][str(k)], abs=1e-9)
+            assert mine["ap"] == [ap if ap is None else pytest.approx(ap, abs=1e-9)
+                                  for ap in want["AP"]]
+
+
+def _evaluate(toy, *more):
+    return ("revisitop/evaluate.py", "--gnd", toy["gnd"], "--query", toy["query"],
+            "--database", toy["database"], *more)
+
+
+def _table(store: Store) -> np.ndarray:
+    return np.concatenate(list(store.chunks()))
+
+
+def test_the_command_gives_what_sorting_gives(run_tool, toy, tmp_path):
+    out = tmp_path / "new folder" / "out.json"
+    done = run_tool(*_evaluate(toy, "--distractors", toy["distractors"], "--json", out))
+    assert done.returncode == 0, done.stderr
+    got = json.loads(out.read_text())
+    assert {key: got[key] for key in ("dataset", "queries", "database", "distractors")} == {
+        "dataset": "toy", "queries": 5, "database": 40, "distractors": 30}
+    truth = load_ground_truth(toy["gnd"])
+    every = np.concatenate([_table(Store(toy[part])) for part in ("database", "distractors")])
+    ranks = np.argsort(-(_table(Store(toy["query"])) @ every.T), axis=1, kind="stable")
+    for protocol in ("easy", "medium", "hard"):
+        want = compute_map(ranks, split(truth, protocol), KAPPAS)
+        mine = got["protocols"][protocol]
+        assert mine["mAP"] == pytest.approx(want.map, abs=1e-12)
+        assert [mine[f"mP@{k}"] for k in KAPPAS] == pytest.approx(want.mpr.tolist())
+        assert [np.nan if ap is None else ap for ap in mine["ap"]] == pytest.approx(
+            want.aps.tolist(), nan_ok=True)
+        row = next(line for line in done.stdout.splitlines()
+                   if line.startswith(protocol.capitalize()))
+        assert f"{100 * want.map:.2f}" == row.split()[1]
+
+
+def test_the_order_of_a_store_does_not_matter(toy, make_store, tmp_path):
+    database = Store(toy["database"])
+    order = np.random.default_rng(0).permutation(40)
+    shuffled = Store(make_store(tmp_path / "shuffled", [f"{database.names[i]}.JPG" for i in order],
+                                _table(database)[order], 11))
+    truth, query = load_ground_truth(toy["gnd"]), Store(toy["query"])
+    assert (evaluate_stores(truth, query, shuffled)["protocols"]
+            == evaluate_stores(truth, query, database)["protocols"])
+
+
+def test_failed_images_are_never_found_and_failed_queries_score_0(run_tool, make_store, tmp_path,
+                                                                  make_ground_truth):
+    table = np.eye(4, dtype=np.float32)
+    entry = {"easy": [0, 1], "hard": [], "junk": [], "bbx": None}
+    gnd = make_ground_truth(tmp_path / "gnd_x.pkl", list("abcd"), ["p", "q"], [entry, entry])
+    query = make_store(tmp_path / "q", ["p", "q"], table[:2], errors={1: "cut off"})
+    database = make_store(tmp_path / "d", list("abcd"), table, errors={1: "no image"})
+    done = run_tool("revisitop/evaluate.py", "--gnd", gnd, "--query", query, "--database", database,
+                    "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    assert "1 queries (AP 0), 1 database (never found)" in done.stdout
+    got = json.loads((tmp_path / "out.json").read_text())
+    assert got["failed"] == {"query": ["q"], "database": ["b"], "distractors": 0}
+    # Of two positives the first is found at once, the other never
+    assert got["protocols"]["easy"]["ap"] == [0.5, 0.0]
+    assert got["protocols"]["hard"] == {"mAP": None, "mP@1": None, "mP@5": None, "mP@10": None,
+                                        "ap": [None, None]}
+
+
+def test_plain_labels(run_tool, make_store, make_ground_truth, tmp_path):
+    table = np.eye(3, dtype=np.float32)
+    gnd = make_ground_truth(tmp_path / "gnd_old.pkl", list("abc"), ["q"], [{"ok": [0], "junk": []}])
+    done = run_tool("revisitop/evaluate.py", "--gnd", gnd,
+                    "--query", make_store(tmp_path / "q", ["q"], table[:1]),
+                    "--database", make_store(tmp_path / "d", list("abc"), table))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split()[:2] == ["Plain", "100.00"]
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _edit_manifest(store, **changes):
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+class _Evil:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda toy: toy["gnd"].write_bytes(pickle.dumps(_Evil())), "nothing was executed"),
+    (lambda toy: _cut(toy["gnd"]), "is not a whole pickle"),
+    (lambda toy: toy["gnd"].unlink(), "cannot read the ground truth"),
+    (lambda toy: (toy["database"] / "chunk-000001.safetensors").unlink(), "lacks 1 of 3 chunks"),
+    (lambda toy: _cut(toy["database"] / "chunk-000001.safetensors"), "is cut off"),
+    (lambda toy: (toy["database"] / "chunk-000001.safetensors").write_bytes(b""),
+     "cannot be read"),
+    (lambda toy: (toy["database"] / "chunk-000001.safetensors").write_bytes(b"\xff" * 64),
+     "no safetensors file"),
+    (lambda toy: (toy["query"] / "manifest.json").write_text("{"), "is not JSON"),
+    (lambda toy: shutil.rmtree(toy["query"]), "is not a feature store"),
+    (lambda toy: _edit_manifest(toy["query"], weights_digest="a") or _edit_manifest(
+        toy["database"], weights_digest="b"), "were made with different weights"),
+    (lambda toy: shutil.rmtree(toy["query"]) or shutil.copytree(toy["distractors"], toy["query"]),
+     "lacks 5 of the 5 queries"),
+])
+def test_bad_input_gives_one_line_and_leaves_the_result(run_tool, toy, tmp_path, spoil, message):
+    (tmp_path / "out.json").write_text("earlier")
+    spoil(toy)
+    done = run_tool(*_evaluate(toy, "--json", tmp_path / "out.json"))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert (tmp_path / "out.json").read_text() == "earlier"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_stores_of_other_images_or_sizes_are_refused(run_tool, toy, make_store, tmp_path):
+    names = Store(toy["database"]).names
+    table = np.ones((41, 8), np.float32)
+    cases = {"wide": (names, np.ones((40, 9), np.float32), "of 9 dimensions"),
+             "few": (names[:-1], table[:39], "lacks 1 of the 40 database images"),
+             "more": ([*names, "stranger"], table, "'stranger'; pass them by --distractors"),
+             "twice": ([*names, names[3]], table, "1 images more than once: 'image 3'")}
+    for name, (store_names, descriptors, message) in cases.items():
+        toy["database"] = make_store(tmp_path / name, store_names, descriptors)
+        done = run_tool(*_evaluate(toy))
+        assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_arguments(run_tool, toy, tmp_path):
+    for more, message in ((["--jsn", "x"], "unrecognized arguments"),
+                          (["--json", tmp_path], "it is a folder"),
+                          (["--json", toy["gnd"] / "x.json"], "File exists")):
+        done = run_tool(*_evaluate(toy, *more))
+        assert done.returncode == 1 and done.stderr.startswith("error: ")
+        assert message in done.stderr and done.stderr.count("\n") == 1

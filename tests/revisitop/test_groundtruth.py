@@ -1,0 +1,104 @@
+"""Ground truth: the published files, and files that must be refused."""
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from revisitop import GroundTruthError, load_ground_truth
+
+
+@pytest.mark.parametrize("name, images, no_easy, no_junk", [
+    ("roxford5k", 4993, 2, None), ("rparis6k", 6322, None, 5)])
+def test_the_published_files(shared, name, images, no_easy, no_junk):
+    truth = load_ground_truth(shared / "data" / f"gnd_{name}.pkl")
+    assert truth.name == name and len(truth.images) == images and len(truth.queries) == 70
+    assert all(len(box) == 4 for box in truth.boxes) and not truth.is_plain
+    if no_easy is not None:
+        assert sum(len(easy) == 0 for easy in truth.easy) == no_easy
+    if no_junk is not None:
+        assert sum(len(junk) == 0 for junk in truth.junk) == no_junk
+    # Against the pickle as Python reads it
+    with open(shared / "data" / f"gnd_{name}.pkl", "rb") as file:
+        raw = pickle.load(file)
+    assert truth.images == raw["imlist"] and truth.queries == raw["qimlist"]
+    for labels, box, entry in zip(truth.labels, truth.boxes, raw["gnd"], strict=True):
+        np.testing.assert_allclose(box, entry["bbx"], rtol=0)
+        for kind in ("easy", "hard", "junk"):
+            np.testing.assert_array_equal(labels[kind], np.asarray(entry[kind], int))
+
+
+GOOD = {"bbx": None, "easy": [0], "hard": [], "junk": [1]}
+
+
+@pytest.mark.parametrize("entry, message", [
+    ({**GOOD, "easy": [2]}, "image 2 as easy; the 2 images of imlist are 0 to 1"),
+    ({**GOOD, "easy": [-1]}, "image -1 as easy"),
+    ({**GOOD, "easy": [0.5]}, "something else than a list of integers as easy"),
+    ({**GOOD, "hard": [0]}, "labels image 0 more than once"),
+    ({**GOOD, "bbx": [1, 2, 3]}, "not four finite numbers"),
+    ({**GOOD, "bbx": [1, 2, 3, float("nan")]}, "not four finite numbers"),
+    ({"easy": [0], "hard": []}, "has no junk"),
+    ([0], "a list as its entry"),
+])
+def test_a_bad_entry_names_its_query(make_ground_truth, tmp_path, entry, message):
+    path = make_ground_truth(tmp_path / "gnd_bad.pkl", ["a", "b"], ["the query"], [entry])
+    with pytest.raises(GroundTruthError) as caught:
+        load_ground_truth(path)
+    assert message in str(caught.value) and "'the query'" in str(caught.value)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content, message", [
+    ([1, 2], "it holds a list"), ({"imlist": []}, "no qimlist and no gnd"),
+    ({"imlist": ["a", "a"], "qimlist": ["q"], "gnd": [GOOD]}, "imlist has 'a' more than once"),
+    ({"imlist": ["a"], "qimlist": ["q"], "gnd": []}, "gnd has 0 entries for the 1 names"),
+])
+def test_a_bad_structure_is_described(tmp_path, content, message):
+    path = tmp_path / "gnd_bad.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(GroundTruthError, match=message):
+        load_ground_truth(path)
+
+
+class _Calls:
+    """Unpickling it calls `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_nothing_in_a_pickle_is_run(tmp_path, protocol):
+    path, trace = tmp_path / "gnd_evil.pkl", tmp_path / "trace"
+    for evil in (_Calls(Path.touch, trace), _Calls(eval, f"open({str(trace)!r}, 'w')"),
+                 _Calls(np.load, str(trace)), _Calls(getattr, {}, "clear")):
+        path.write_bytes(pickle.dumps({"imlist": ["a"], "gnd": evil}, protocol))
+        with pytest.raises(GroundTruthError, match="nothing was executed"):
+            load_ground_truth(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_and_every_pickle_protocol(tmp_path, protocol):
+    entries = [{"bbx": np.array([1.5, 2, 3, 4]), "easy": np.array([0, 2]), "hard": (np.int64(1),),
+                "junk": np.empty(0)}]
+    path = tmp_path / "gnd_arrays.pkl"
+    path.write_bytes(pickle.dumps({"imlist": np.array(["a", "b", "c"]), "qimlist": ["q"],
+                                   "gnd": entries}, protocol))
+    truth = load_ground_truth(path)
+    assert truth.images == ["a", "b", "c"] and truth.boxes == [(1.5, 2.0, 3.0, 4.0)]
+    assert {kind: v.tolist() for kind, v in truth.labels[0].items()} == {
+        "easy": [0, 2], "hard": [1], "junk": []}
+
+
+def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path):
+    whole = pickle.dumps({"imlist": ["a", "b"], "qimlist": ["q"], "gnd": [GOOD]})
+    path = tmp_path / "gnd_cut.pkl"
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(GroundTruthError):
+            load_ground_truth(path)
