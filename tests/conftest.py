@@ -77,5 +77,5 @@ def tiny(toy_images) -> list:
     return ["--cfg", "configs/quickstart.yaml", "DATA_DIR", toy_images, "TRAIN.DATASET", "toy",
             "TEST.DATASET", "", "MODEL.NUM_CLASSES", 4, "RESNET.STEM_WIDTH", 8,
             "MODEL.HEADS.REDUCTION_DIM", 16, "TRAIN.IM_SIZE", 48, "TRAIN.BATCH_SIZE", 8,
-            "OPTIM.MAX_EPOCH", 3, "OPTIM.NAME", "sgd", "OPTIM.BASE_LR", 0.02, "LOG_PERIOD", 1,
+            "OPTIM.MAX_EPOCH", 3, "OPTIM.NAME", "sgd", "OPTIM.BASE_LR", 0.003, "LOG_PERIOD", 1,
             "DATA_LOADER.NUM_WORKERS", 0]

@@ -76,7 +76,7 @@ def test_a_run_is_not_mixed_with_another(run_tool, tiny, tmp_path):
     assert run_tool(*command).returncode == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
     changed = run_tool(*command, "OPTIM.BASE_LR", "0.5", "MODEL.HEADS.MARGIN", "0.3")
-    assert "MODEL.HEADS was" in _line(changed) and "OPTIM.BASE_LR was 0.02, is 0.5" in _line(changed)
+    assert "MODEL.HEADS was" in _line(changed) and "OPTIM.BASE_LR was 0.003, is 0.5" in _line(changed)
     anew = run_tool(*command, "TRAIN.AUTO_RESUME", "False")
     assert "TRAIN.AUTO_RESUME is False" in _line(anew)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}

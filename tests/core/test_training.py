@@ -89,7 +89,7 @@ def _count_lines(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-@pytest.mark.parametrize("optimizer, rate", [("sgd", 0.02), ("adamw", 0.001)])
+@pytest.mark.parametrize("optimizer, rate", [("sgd", 0.003), ("adamw", 0.001)])
 def test_stopped_between_epochs_it_ends_the_same(tiny, tmp_path, capsys, optimizer, rate):
     options = ["OPTIM.NAME", optimizer, "OPTIM.BASE_LR", rate]
     undisturbed = _train(tiny, tmp_path, *options)

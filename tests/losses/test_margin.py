@@ -68,7 +68,7 @@ def test_logits_against_the_definition(name):
     np.testing.assert_allclose(got["logits"], expected, atol=2e-4)
     picked = expected[np.arange(20), labels]
     entropy = np.log(np.exp(expected).sum(1)) - picked
-    assert abs(float(got["total"]) - entropy.mean()) < 1e-4
+    assert abs(got["total"].item() - entropy.mean()) < 1e-4
 
 
 @pytest.mark.parametrize("name", LOSSES)

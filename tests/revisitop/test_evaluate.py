@@ -83,16 +83,16 @@ def test_failed_images_are_never_found_and_failed_queries_score_0(run_tool, make
     table = np.eye(4, dtype=np.float32)
     entry = {"easy": [0, 1], "hard": [], "junk": [], "bbx": None}
     gnd = make_ground_truth(tmp_path / "gnd_x.pkl", list("abcd"), ["p", "q"], [entry, entry])
-    query = make_store(tmp_path / "q", ["p", "q"], table[:2], errors={1: "cut off"})
+    query = make_store(tmp_path / "q", ["p", "q"], table[:2], errors={0: "cut off"})
     database = make_store(tmp_path / "d", list("abcd"), table, errors={1: "no image"})
     done = run_tool("revisitop/evaluate.py", "--gnd", gnd, "--query", query, "--database", database,
                     "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     assert "1 queries (AP 0), 1 database (never found)" in done.stdout
     got = json.loads((tmp_path / "out.json").read_text())
-    assert got["failed"] == {"query": ["q"], "database": ["b"], "distractors": 0}
+    assert got["failed"] == {"query": ["p"], "database": ["b"], "distractors": 0}
     # Of two positives the first is found at once, the other never
-    assert got["protocols"]["easy"]["ap"] == [0.5, 0.0]
+    assert got["protocols"]["easy"]["ap"] == [0.0, 0.5]
     assert got["protocols"]["hard"] == {"mAP": None, "mP@1": None, "mP@5": None, "mP@10": None,
                                         "ap": [None, None]}
 
