@@ -17,7 +17,7 @@ _C = CfgNode()
 _C.MODEL = CfgNode()
 # Backbone family: resnet (RESNET.*, MODEL.DEPTH) or timm (TIMM.NAME)
 _C.MODEL.TYPE = "resnet"
-# Retrieval model on top of the backbone: dolg or gem
+# Retrieval model on top of the backbone: dolg, delg, cgd or gem
 _C.MODEL.ARCH = "dolg"
 # Layers of the ResNet: 18, 34, 50, 101 or 152
 _C.MODEL.DEPTH = 50
@@ -41,6 +41,27 @@ _C.MODEL.GEM = CfgNode()
 _C.MODEL.GEM.P = 3.0
 _C.MODEL.GEM.EPS = 1e-6
 
+_C.MODEL.DELG = CfgNode()
+# Channels of the local features
+_C.MODEL.DELG.LOCAL_DIM = 512
+
+_C.MODEL.CGD = CfgNode()
+# Global descriptors in their order: S (average pooling), M (maximum), G (GeM with p = 3); the
+# first one feeds the auxiliary classifier
+_C.MODEL.CGD.CONFIG = "SG"
+# Dimensions of the descriptor, split evenly among them
+_C.MODEL.CGD.FEATURE_DIM = 1536
+
+_C.INPUT = CfgNode()
+# Order of the colours that the network is fed: bgr (pycls, DOLG, DELG) or rgb (torchvision, CGD);
+# empty: as the original of MODEL.ARCH has it; timm's networks always take rgb
+_C.INPUT.COLOUR = ""
+# Mean and standard deviation of pixels in 0..1, in that order; empty: ImageNet's, or timm's own
+_C.INPUT.MEAN = []
+_C.INPUT.SD = []
+# Smooth when shrinking, as Pillow does (CGD); False: as OpenCV's bilinear does (DOLG, DELG)
+_C.INPUT.ANTIALIAS = False
+
 _C.TIMM = CfgNode()
 # Name of a timm model, for MODEL.TYPE timm
 _C.TIMM.NAME = ""
@@ -53,6 +74,8 @@ _C.RESNET.NUM_GROUPS = 1
 _C.RESNET.WIDTH_PER_GROUP = 64
 # Stride of a bottleneck on its 1x1 (True: MSRA) or on its 3x3 convolution (False: torchvision)
 _C.RESNET.STRIDE_1X1 = False
+# Stride of each stage; CGD keeps the third at 1
+_C.RESNET.STRIDES = [1, 2, 2, 2]
 # Channels after the stem; every stage's width follows from it (64 is the published network)
 _C.RESNET.STEM_WIDTH = 64
 
@@ -65,17 +88,56 @@ _C.BN.ZERO_INIT_FINAL_GAMMA = False
 # Give the norms' weights and biases a weight decay of their own
 _C.BN.USE_CUSTOM_WEIGHT_DECAY = False
 _C.BN.CUSTOM_WEIGHT_DECAY = 0.0
-# Train with the running statistics as they are, never updated
+# Train with the backbone's running statistics as they are, never updated
 _C.BN.FREEZE = False
 
 # ---------------------------------------------------------------------------- loss
 _C.LOSS = CfgNode()
-# curricularface (which DOLG's and DELG's code call ArcFace) or arcface
-_C.LOSS.NAME = "curricularface"
+# One loss, or several joined by +: curricularface (which DOLG's and DELG's code call ArcFace),
+# arcface, cosface, subcenter_arcface, adaptive_arcface, softmax, triplet, contrastive,
+# multi_similarity, pml.NAME (any loss of pytorch-metric-learning), on the descriptor;
+# local_softmax (DELG's attention), aux_softmax (CGD's auxiliary classifier). Empty: what MODEL.ARCH
+# was published with (dolg, gem: curricularface; delg: curricularface + local_softmax; cgd:
+# triplet + aux_softmax)
+_C.LOSS.NAME = ""
+# Their weights in the sum, one each; empty: all 1
+_C.LOSS.WEIGHTS = []
+# The softmax losses: label smoothing, and what their logits are divided by
+_C.LOSS.SMOOTHING = 0.0
+_C.LOSS.TEMPERATURE = 1.0
+# subcenter_arcface: centres per class
+_C.LOSS.SUBCENTERS = 3
+# adaptive_arcface: margins by class frequency, from LOW (the most frequent class) to HIGH (the
+# rarest), falling as frequency ** -POWER
+_C.LOSS.ADAPTIVE = CfgNode()
+_C.LOSS.ADAPTIVE.LOW = 0.05
+_C.LOSS.ADAPTIVE.HIGH = 0.5
+_C.LOSS.ADAPTIVE.POWER = 0.25
+# triplet: margin, and which triplets count: hard (of each anchor the farthest positive and the
+# nearest negative) or semihard (negatives farther than the positive, within the margin)
+_C.LOSS.TRIPLET = CfgNode()
+_C.LOSS.TRIPLET.MARGIN = 0.1
+_C.LOSS.TRIPLET.MINING = "hard"
+# contrastive: distances up to which positives, and from which negatives, cost nothing
+_C.LOSS.CONTRASTIVE = CfgNode()
+_C.LOSS.CONTRASTIVE.POSITIVE_MARGIN = 0.0
+_C.LOSS.CONTRASTIVE.NEGATIVE_MARGIN = 0.5
+# multi_similarity: weights of positive and negative pairs, their threshold, the mining margin
+_C.LOSS.MULTI_SIMILARITY = CfgNode()
+_C.LOSS.MULTI_SIMILARITY.ALPHA = 2.0
+_C.LOSS.MULTI_SIMILARITY.BETA = 50.0
+_C.LOSS.MULTI_SIMILARITY.BASE = 0.5
+_C.LOSS.MULTI_SIMILARITY.EPSILON = 0.1
+# pml.NAME: arguments of the loss; a miner of pytorch-metric-learning by name (empty: none) and
+# its arguments. Any keys: they are passed on
+_C.LOSS.PML = CfgNode()
+_C.LOSS.PML.ARGS = CfgNode(new_allowed=True)
+_C.LOSS.PML.MINER = ""
+_C.LOSS.PML.MINER_ARGS = CfgNode(new_allowed=True)
 
 # ---------------------------------------------------------------------------- optimizer
 _C.OPTIM = CfgNode()
-# sgd (as the originals) or adamw
+# sgd (as DOLG and DELG), adam (as CGD) or adamw
 _C.OPTIM.NAME = "sgd"
 # Learning rate before the schedule
 _C.OPTIM.BASE_LR = 0.1
@@ -94,7 +156,7 @@ _C.OPTIM.MAX_EPOCH = 100
 _C.OPTIM.MOMENTUM = 0.9
 _C.OPTIM.DAMPENING = 0.0
 _C.OPTIM.NESTEROV = True
-# L2 regularisation of sgd, decoupled weight decay of adamw
+# L2 regularisation of sgd and adam, decoupled weight decay of adamw
 _C.OPTIM.WEIGHT_DECAY = 1e-4
 # Linear warm-up from WARMUP_FACTOR * rate over the first WARMUP_EPOCHS epochs
 _C.OPTIM.WARMUP_FACTOR = 0.1
@@ -111,20 +173,37 @@ _C.TRAIN.BATCH_SIZE = 128
 _C.TRAIN.IM_SIZE = 224
 # Smallest share of the image's area that a random crop takes
 _C.TRAIN.CROP_AREA = 0.08
-# Classification error on TEST.SPLIT every so many epochs, if TEST.DATASET is set
+# Or: resize the image to a square of this side, and take a random crop of IM_SIZE as it is (as
+# CGD does); 0: random crops of any shape and scale
+_C.TRAIN.RESIZE = 0
+# Standard deviation of the PCA lighting noise of AlexNet; 0: none
+_C.TRAIN.LIGHTING = 0.1
+# Images of each class in a batch, BATCH_SIZE / IMAGES_PER_CLASS classes; 0: a plain shuffle
+_C.TRAIN.IMAGES_PER_CLASS = 0
+# Compute the backbone's activations anew in the backward pass instead of keeping them: about a
+# third slower, far less memory
+_C.TRAIN.ACT_CHECKPOINT = False
+# TEST.METRIC on TEST.SPLIT every so many epochs, if TEST.DATASET is set
 _C.TRAIN.EVAL_PERIOD = 1
 # Write a checkpoint every so many epochs (and after the last)
 _C.TRAIN.CHECKPOINT_PERIOD = 1
 # Go on from the newest checkpoint in OUT_DIR, if there is one
 _C.TRAIN.AUTO_RESUME = True
 # Weights to start from: of the whole model or of its backbone, ours or another code's
+# (or torchvision://resnet50: ImageNet weights by name, downloaded)
 _C.TRAIN.WEIGHTS = ""
+# Load what fits of them, by name and shape, and list what does not
+_C.TRAIN.WEIGHTS_PARTIAL = False
 
 # ---------------------------------------------------------------------------- testing
 _C.TEST = CfgNode()
-# Folder under DATA_DIR, and the image list for the classification error; empty: none
+# Folder under DATA_DIR, and the image list of the evaluation during training; empty: none
 _C.TEST.DATASET = ""
 _C.TEST.SPLIT = "val_list.txt"
+# error: the classification error, classes as in training; recall: Recall@RECALLS and MAP@R among
+# the images of the list, whose classes may be others
+_C.TEST.METRIC = "error"
+_C.TEST.RECALLS = [1, 2, 4, 8]
 # Images per step, all processes together
 _C.TEST.BATCH_SIZE = 64
 # Shorter side before the centre crop of TRAIN.IM_SIZE, in pixels
@@ -144,6 +223,8 @@ _C.INFER.IMAGES = ""
 _C.INFER.OUT_DIR = ""
 # Scales of the image, each relative to its original size
 _C.INFER.SCALES = [0.3535, 0.5, 0.7071, 1.0, 1.4142]
+# Resize every image to a square of this side before that (224 for CGD); 0: its own size
+_C.INFER.SIZE = 0
 # Cut queries to their box, as the Revisited protocol asks
 _C.INFER.CROP_QUERIES = True
 # Images per chunk of the store (what a killed run may have to repeat)
@@ -180,6 +261,10 @@ _C.RNG_SEED = 1
 _C.LOG_PERIOD = 10
 
 
+# Sections that take any keys
+_FREE = ("LOSS.PML.ARGS", "LOSS.PML.MINER_ARGS")
+
+
 def get_cfg() -> CfgNode:
     """A fresh copy of the defaults."""
     return _C.clone()
@@ -207,7 +292,8 @@ def load_cfg(file: str | None = None, opts: list[str] | tuple[str, ...] = ()) ->
 def check_cfg(cfg: CfgNode) -> None:
     """Raise UserError where values are out of range or contradict each other."""
     choices = {"PRECISION": ("fp32", "bf16", "fp16"), "OPTIM.LR_POLICY": ("cos", "steps", "exp"),
-               "OPTIM.LR_UPDATE": ("epoch", "step")}
+               "OPTIM.LR_UPDATE": ("epoch", "step"), "INPUT.COLOUR": ("", "bgr", "rgb"),
+               "TEST.METRIC": ("error", "recall"), "LOSS.TRIPLET.MINING": ("hard", "semihard")}
     for key, allowed in choices.items():
         if _get(cfg, key) not in allowed:
             raise UserError(f"{key} is '{_get(cfg, key)}': choose one of {', '.join(allowed)}"
@@ -215,29 +301,49 @@ def check_cfg(cfg: CfgNode) -> None:
     at_least_one = ("MODEL.NUM_CLASSES", "TRAIN.BATCH_SIZE", "TRAIN.IM_SIZE", "TRAIN.EVAL_PERIOD",
                     "TRAIN.CHECKPOINT_PERIOD", "TEST.BATCH_SIZE", "TEST.IM_SIZE", "NUM_GPUS",
                     "LOG_PERIOD", "INFER.CHUNK_SIZE", "INFER.BATCH_SIZE", "INFER.MAX_PIXELS",
-                    "RESNET.STEM_WIDTH", "RESNET.NUM_GROUPS", "RESNET.WIDTH_PER_GROUP")
+                    "RESNET.STEM_WIDTH", "RESNET.NUM_GROUPS", "RESNET.WIDTH_PER_GROUP",
+                    "MODEL.DELG.LOCAL_DIM", "MODEL.CGD.FEATURE_DIM", "LOSS.SUBCENTERS")
     for key in at_least_one:
         if _get(cfg, key) < 1:
             raise UserError(f"{key} is {_get(cfg, key)}: give at least 1")
     for key in ("OPTIM.MAX_EPOCH", "DATA_LOADER.NUM_WORKERS", "MODEL.HEADS.REDUCTION_DIM",
-                "RNG_SEED"):
+                "RNG_SEED", "TRAIN.IMAGES_PER_CLASS", "INFER.SIZE", "LOSS.SMOOTHING",
+                "TRAIN.LIGHTING", "TRAIN.RESIZE"):
         if _get(cfg, key) < 0:
             raise UserError(f"{key} is {_get(cfg, key)}: give 0 or more")
-    for key in ("MODEL.GEM.P", "MODEL.GEM.EPS", "MODEL.HEADS.SCALE"):
+    for key in ("MODEL.GEM.P", "MODEL.GEM.EPS", "MODEL.HEADS.SCALE", "LOSS.TEMPERATURE"):
         if not _get(cfg, key) > 0:
             raise UserError(f"{key} is {_get(cfg, key)}: give a number above 0")
-    scales = cfg.INFER.SCALES
-    if not scales or not all(isinstance(s, (int, float)) and s > 0 for s in scales):
-        raise UserError(f"INFER.SCALES is {scales}: give numbers above 0, such as [0.7071, 1.0]")
+    _check_lists(cfg)
     if not 0 < cfg.TRAIN.CROP_AREA <= 1:
         raise UserError(f"TRAIN.CROP_AREA is {cfg.TRAIN.CROP_AREA}: give a share above 0, at most 1")
-    steps = cfg.OPTIM.STEPS
-    if cfg.OPTIM.LR_POLICY == "steps" and (not steps or steps[0] != 0 or sorted(steps) != steps):
-        raise UserError(f"OPTIM.STEPS is {steps}: give epochs in rising order, the first 0")
+    if 0 < cfg.TRAIN.RESIZE < cfg.TRAIN.IM_SIZE:
+        raise UserError(f"TRAIN.RESIZE is {cfg.TRAIN.RESIZE}, less than the crop's TRAIN.IM_SIZE "
+                        f"{cfg.TRAIN.IM_SIZE}: give at least that, or 0")
+    if cfg.MODEL.ARCH == "delg" and cfg.LOSS.NAME and "local_softmax" not in cfg.LOSS.NAME:
+        raise UserError(f"LOSS.NAME is '{cfg.LOSS.NAME}', but DELG's attention is trained by "
+                        "local_softmax alone: add it (... + local_softmax), or leave the key empty")
     for key in ("TRAIN.BATCH_SIZE", "TEST.BATCH_SIZE"):
         if _get(cfg, key) % cfg.NUM_GPUS:
             raise UserError(f"{key} {_get(cfg, key)} is the total of all GPUs: "
                             f"give a multiple of NUM_GPUS {cfg.NUM_GPUS}")
+
+
+def _check_lists(cfg: CfgNode) -> None:
+    scales = cfg.INFER.SCALES
+    if not scales or not all(isinstance(s, (int, float)) and s > 0 for s in scales):
+        raise UserError(f"INFER.SCALES is {scales}: give numbers above 0, such as [0.7071, 1.0]")
+    steps = cfg.OPTIM.STEPS
+    if cfg.OPTIM.LR_POLICY == "steps" and (not steps or steps[0] != 0 or sorted(steps) != steps):
+        raise UserError(f"OPTIM.STEPS is {steps}: give epochs in rising order, the first 0")
+    strides = cfg.RESNET.STRIDES
+    if len(strides) != 4 or any(stride not in (1, 2) for stride in strides):
+        raise UserError(f"RESNET.STRIDES is {strides}: give four numbers, each 1 or 2")
+    for key in ("INPUT.MEAN", "INPUT.SD"):
+        if len(_get(cfg, key)) not in (0, 3):
+            raise UserError(f"{key} is {_get(cfg, key)}: give three numbers, or none")
+    if not cfg.TEST.RECALLS or any(not isinstance(k, int) or k < 1 for k in cfg.TEST.RECALLS):
+        raise UserError(f"TEST.RECALLS is {cfg.TEST.RECALLS}: give whole numbers from 1")
 
 
 def _read_yaml(file: str) -> dict:
@@ -280,6 +386,10 @@ def _parse(text: str):
 def _set(cfg: CfgNode, key: str, value, source: str, text: str | None = None) -> None:
     """Set one key, after checking that it exists and that the value has its type."""
     leaves = dict(_flatten(cfg))
+    free = key.rpartition(".")[0]
+    if free in _FREE:
+        _get(cfg, free)[key.rpartition(".")[2]] = value
+        return
     if key not in leaves:
         sections = sorted({name.rsplit(".", 1)[0] for name in leaves if "." in name})
         if key in sections:

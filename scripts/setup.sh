@@ -31,7 +31,8 @@ set_up() {
         say "requirements are installed already"
     else
         say "installing requirements (PyTorch with its CUDA libraries: 5 GB, a minute or more)"
-        python -m pip install --quiet --disable-pip-version-check -r requirements.txt "pytest>=8"
+        python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+            "pytest>=8" "pytorch-metric-learning>=2.0"
         printf '%s\n' "$want" > "$stamp"
     fi
 }

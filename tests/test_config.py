@@ -7,6 +7,7 @@ import yaml
 
 from dolg.config import get_cfg, load_cfg
 from dolg.errors import UserError
+from dolg.losses.builders import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +50,7 @@ def test_the_original_file_loads_unmodified(tmp_path):
     cfg = load_cfg(str(file))
     for key, value in _leaves(ORIGINAL):
         assert _value(cfg, key) == value, key
-    assert cfg.MODEL.ARCH == "dolg" and cfg.LOSS.NAME == "curricularface"
+    assert cfg.MODEL.ARCH == "dolg" and DEFAULTS[cfg.MODEL.ARCH] == "curricularface"
 
 
 def test_ours_for_r101_means_the_same(tmp_path):

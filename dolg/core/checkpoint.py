@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from dolg.core.weights import sort_keys
+from dolg.core.weights import ALONE, LAYOUTS, sort_keys, swap_colours
 from dolg.errors import UserError
 from dolg.files import atomic_file
 from dolg.models.backbones.timm import TimmBackbone, flat_key
@@ -79,42 +79,84 @@ def state_dict_of(content: dict) -> dict[str, torch.Tensor]:
     return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
 
 
-def load_weights(module: nn.Module, path: str | Path, start: bool = False) -> str:
+def load_weights(module: nn.Module, path: str | Path, start: bool = False,
+                 partial: bool = False) -> str:
     """Load a weights file, ours or another code's, into a model, a loss, or a backbone.
 
     Every parameter and buffer must be in the file, under its name and in its shape. A file of
     a backbone alone will do for a whole model where nothing else has to be learned; with
-    `start`, which training uses, it may also leave the head as it is.
+    `start`, which training uses, it may also leave the head as it is. With `partial` whatever
+    fits by name and shape is loaded. Where the network takes its colours in another order than
+    the file's code fed them, the first layer is reversed, which gives the same network.
 
-    Returns a line that says what was loaded. Raises UserError where the file is missing,
+    Returns what was loaded, and what was not. Raises UserError where the file is missing,
     damaged or of another model, naming the keys that differ.
     """
-    state = state_dict_of(read_file(path))
-    if not state:
-        raise UserError(f"{path} holds no weights")
-    layout, parts = sort_keys(state, str(path))
+    backbone = getattr(module, "backbone", module)
+    layout, parts = read_parts(path, as_timm=isinstance(backbone, TimmBackbone))
     target, given = _match(module, parts)
     if target is None:
         raise UserError(f"{path} ({layout}) has weights of {' and '.join(parts)}, "
                         f"none of a {type(module).__name__}")
-    own = target.state_dict()
     if isinstance(target, TimmBackbone):
         given = _timm_keys(target, given)
+    if hasattr(target, "input_spec"):       # a network, not a loss
+        colour = LAYOUTS[layout].colour if layout in LAYOUTS else ""
+        if colour not in ("", target.input_spec.colour):
+            given = swap_colours(given)
+    if partial:
+        return _load_what_fits(target, given, f"{path} ({layout})")
+    return _load_all(module, target, given, f"{path} ({layout})", start)
+
+
+def read_parts(path: str | Path, as_timm: bool = False) -> tuple[str, dict[str, dict]]:
+    """`sort_keys` of a file."""
+    state = state_dict_of(read_file(path))
+    if not state:
+        raise UserError(f"{path} holds no weights")
+    return sort_keys(state, str(path), as_timm)
+
+
+def _load_all(module: nn.Module, target: nn.Module, given: dict, source: str, start: bool) -> str:
+    own = target.state_dict()
     missing, unexpected, shapes = compare(own, given)
     if missing or unexpected or shapes:
-        raise UserError(f"{path} ({layout}) is not of this {type(module).__name__}: "
+        raise UserError(f"{source} is not of this {type(module).__name__}: "
                         + describe_difference(missing, unexpected, shapes))
     untouched = set()
     if target is not module:
         rest = set(module.state_dict()) - {f"backbone.{key}" for key in own} - _UNTRAINED
         untouched = {key.split(".")[0] for key in rest}
     if untouched and not start:
-        raise UserError(f"{path} ({layout}) has a backbone alone, and this {type(module).__name__} "
+        raise UserError(f"{source} has a backbone alone, and this {type(module).__name__} "
                         f"needs {_some(sorted(untouched))} as well: train it (TRAIN.WEIGHTS), or "
                         "give weights of the whole model")
     target.load_state_dict(given)
     left = f"; left as initialised: {_some(sorted(untouched))}" if untouched else ""
-    return f"loaded {len(own)} tensors of {path} ({layout}) into {type(target).__name__}{left}"
+    return f"loaded {len(own)} tensors of {source} into {type(target).__name__}{left}"
+
+
+def _load_what_fits(target: nn.Module, given: dict, source: str) -> str:
+    own = target.state_dict()
+    missing, unexpected, shapes = compare(own, given)
+    fitting = {key: value for key, value in given.items()
+               if key in own and own[key].shape == value.shape}
+    if not fitting:
+        raise UserError(f"{source} has nothing that fits this {type(target).__name__}: "
+                        + describe_difference(missing, unexpected, shapes))
+    target.load_state_dict(fitting, strict=False)
+    lines = [f"loaded {len(fitting)} of {len(own)} tensors of this {type(target).__name__} from "
+             f"{source}: {_some(_branches(fitting), 40)}"]
+    for what, keys in (("left as initialised", missing), ("in the file, not used", unexpected),
+                       ("of another shape, left as initialised", shapes)):
+        if keys:
+            lines.append(f"  {what} ({len(keys)}): {_some(keys, 40)}")
+    return "\n".join(lines)
+
+
+def _branches(state: dict) -> list[str]:
+    """The first two parts of the names, each once, in order."""
+    return list(dict.fromkeys(".".join(key.split(".")[:2]) for key in state))
 
 
 def _match(module: nn.Module, parts: dict[str, dict]) -> tuple[nn.Module | None, dict]:
@@ -128,9 +170,11 @@ def _match(module: nn.Module, parts: dict[str, dict]) -> tuple[nn.Module | None,
         inside = {key.removeprefix(prefix): value for key, value in parts.get("model", {}).items()
                   if key.startswith(prefix)}
         return module, parts.get("backbone", inside)
-    if set(module.state_dict()) & set(parts.get("loss", ())):
-        return module, parts["loss"]
-    return None, {}
+    loss = parts.get("loss", {})
+    if not set(module.state_dict()) & set(loss):
+        # A loss of one term has no name for it
+        loss = {key.removeprefix(ALONE): value for key, value in loss.items()}
+    return (module, loss) if set(module.state_dict()) & set(loss) else (None, {})
 
 
 def _timm_keys(backbone: TimmBackbone, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,14 +11,19 @@ from dolg.data.decode import ImageError
 from dolg.errors import UserError
 
 
-def config_from_args(description: str, argv: list[str] | None = None):
-    """The configuration that the command line asks for."""
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of --cfg FILE [KEY VALUE ...], to which a command may add its own arguments."""
     parser = argparse.ArgumentParser(
         description=description, epilog="All keys and their meaning: dolg/config.py")
     parser.add_argument("--cfg", metavar="FILE", required=True, help="a YAML file of configs/")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
                         help="keys to change, such as OPTIM.BASE_LR 0.05")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def config_from_args(description: str):
+    """The configuration that the command line asks for."""
+    args = config_parser(description).parse_args()
     return load_cfg(args.cfg, args.opts)
 
 

@@ -37,11 +37,12 @@ def barrier() -> None:
         dist.barrier()
 
 
-def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """The elementwise sum of every process's `values` (changed in place)."""
+def gather(mine: object) -> list:
+    """Every process's object, by rank (each process must call this)."""
+    everyones = [mine] * world_size()
     if dist.is_initialized():
-        dist.all_reduce(values)
-    return values
+        dist.all_gather_object(everyones, mine)
+    return everyones
 
 
 @contextmanager

@@ -3,7 +3,7 @@ import time
 
 import torch
 
-from dolg.core.distributed import sum_over_processes, world_size
+from dolg.core.distributed import gather
 
 
 def top_k_hits(logits: torch.Tensor, labels: torch.Tensor, ks: tuple[int, ...]) -> list[float]:
@@ -20,26 +20,37 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        self._sums = {"loss": 0.0, "top1": 0.0, "top5": 0.0}
+        self._sums: dict[str, float] = {}
         self._images, self._wait, self._start = 0, 0.0, time.perf_counter()
 
-    def update(self, loss: float, logits: torch.Tensor, labels: torch.Tensor,
+    def update(self, outputs: dict[str, torch.Tensor], labels: torch.Tensor,
                wait: float = 0.0) -> None:
-        """Count one step: its mean loss, its hits, the seconds it waited for data."""
-        top1, top5 = top_k_hits(logits, labels, (1, 5))
-        self._images += len(labels)
+        """Count one step: what its loss gave, and the seconds it waited for data."""
+        count = len(labels)
+        figures = {name: value.item() * count for name, value in outputs.items()
+                   if value.ndim == 0}
+        if "logits" in outputs:
+            figures["top1"], figures["top5"] = top_k_hits(outputs["logits"], labels, (1, 5))
+        self._images += count
         self._wait += wait
-        for name, value in (("loss", loss * len(labels)), ("top1", top1), ("top5", top5)):
-            self._sums[name] += value
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
 
-    def summary(self, device: torch.device) -> dict[str, float]:
-        """Mean loss, top-1 and top-5 error (percent), images/s, and the share of time spent
-        waiting for data, over all processes (each must call this)."""
+    def summary(self) -> dict[str, float]:
+        """Mean loss and terms of it, top-1 and top-5 error (percent) where the loss classifies,
+        images/s, and the share of time spent waiting for data, over all processes (each must
+        call this)."""
         elapsed = time.perf_counter() - self._start
-        local = torch.tensor([self._images, *self._sums.values(), self._wait / elapsed],
-                             dtype=torch.float64, device=device)
-        images, loss, top1, top5, wait = sum_over_processes(local).tolist()
-        images = max(images, 1)
-        return {"loss": loss / images, "top1_err": 100 * (1 - top1 / images),
-                "top5_err": 100 * (1 - top5 / images), "images_per_s": images / elapsed,
-                "data_wait": wait / world_size()}
+        images, means = 0, {}
+        processes = gather((self._images, self._wait / elapsed, self._sums))
+        for count, _, sums in processes:
+            images += count
+            for name, value in sums.items():
+                means[name] = means.get(name, 0.0) + value
+        means = {name: value / max(images, 1) for name, value in means.items()}
+        figures = {"loss": means.pop("total", 0.0)}
+        for k in (1, 5):
+            if f"top{k}" in means:
+                figures[f"top{k}_err"] = 100 * (1 - means.pop(f"top{k}"))
+        wait = sum(share for _, share, _ in processes) / len(processes)
+        return {**figures, **means, "images_per_s": images / elapsed, "data_wait": wait}

@@ -32,7 +32,11 @@ def _adamw(groups: list[dict], optim) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=optim.BASE_LR)
 
 
-OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
+def _adam(groups: list[dict], optim) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=optim.BASE_LR)
+
+
+OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
 
 
 def learning_rate(cfg, epoch: float) -> float:

@@ -2,17 +2,16 @@
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import yaml
 
-from dolg.core.distributed import rank, world_size
+from dolg.core.distributed import gather, rank
 from dolg.errors import UserError
 
 # Keys that change what is computed. The others (paths, workers, logging, testing) may change
 # between two sittings of one run, and OPTIM.MAX_EPOCH may grow.
-_SECTIONS = ("MODEL", "TIMM", "RESNET", "BN", "LOSS", "OPTIM")
+_SECTIONS = ("MODEL", "INPUT", "TIMM", "RESNET", "BN", "LOSS", "OPTIM")
 _KEYS = ("TRAIN.DATASET", "TRAIN.SPLIT", "TRAIN.BATCH_SIZE", "TRAIN.IM_SIZE", "TRAIN.CROP_AREA",
-         "PRECISION", "RNG_SEED")
+         "TRAIN.RESIZE", "TRAIN.LIGHTING", "TRAIN.IMAGES_PER_CLASS", "PRECISION", "RNG_SEED")
 
 
 def check_same_run(cfg, state: dict, path: Path) -> None:
@@ -31,12 +30,10 @@ def check_same_run(cfg, state: dict, path: Path) -> None:
 def _settings(tree: dict) -> dict:
     """The keys of a configuration that change what is computed."""
     flat = {f"{section}.{key}": value for section in _SECTIONS
-            for key, value in tree[section].items()}
+            for key, value in tree.get(section, {}).items()}
     for name in _KEYS:
-        value = tree
-        for part in name.split("."):
-            value = value[part]
-        flat[name] = value
+        section, _, key = name.rpartition(".")
+        flat[name] = (tree.get(section, {}) if section else tree).get(key)
     del flat["OPTIM.MAX_EPOCH"]
     return flat
 
@@ -46,10 +43,7 @@ def rng_states() -> list[dict[str, torch.Tensor]]:
     mine = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         mine["cuda"] = torch.cuda.get_rng_state()
-    states = [mine] * world_size()
-    if dist.is_initialized():
-        dist.all_gather_object(states, mine)
-    return states
+    return gather(mine)
 
 
 def restore_rng(states: list[dict[str, torch.Tensor]]) -> None:

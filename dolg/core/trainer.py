@@ -2,6 +2,7 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -9,13 +10,16 @@ from tqdm import tqdm
 
 from dolg.core.checkpoint import (checkpoint_path, load_weights, newest_checkpoint, read_file,
                                   save_checkpoint)
+from dolg.core.download import weights_file
 from dolg.core.distributed import barrier, device, is_main, rank, world_size
+from dolg.core.evaluation import class_retrieval, classification_error
 from dolg.core.logging import RunLog, say
 from dolg.core.meters import Meter
 from dolg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
 from dolg.core.resume import check_same_run, restore_rng, rng_states
 from dolg.data.image_list import ImageList, read_image_list
-from dolg.data.loader import Batch, CentredImages, StepLoader, StepSampler, TrainingImages
+from dolg.data.loader import (BalancedStepSampler, Batch, CentredImages, StepLoader, StepSampler,
+                              TrainingImages)
 from dolg.errors import UserError
 from dolg.files import write_atomically
 from dolg.losses import build_loss
@@ -27,7 +31,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class TrainingModule(nn.Module):
     """Model and loss as one module, so that distributed training wraps them once.
 
-    With `freeze_norms` the batch norms keep their running statistics as they are.
+    With `freeze_norms` the model's batch norms keep their running statistics as they are.
     """
 
     def __init__(self, model: nn.Module, loss: nn.Module, freeze_norms: bool):
@@ -40,7 +44,7 @@ class TrainingModule(nn.Module):
     def train(self, mode: bool = True) -> "TrainingModule":
         super().train(mode)
         if self.freeze_norms:
-            for module in self.modules():
+            for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._NormBase):
                     module.eval()
         return self
@@ -62,7 +66,11 @@ class Trainer:
         torch.manual_seed(cfg.RNG_SEED)
         torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
         model = build_model(cfg)
-        self.module = TrainingModule(model, build_loss(cfg, model.dim), cfg.BN.FREEZE)
+        self.train_images = self._images(cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT, "TRAIN.DATASET",
+                                         cfg.MODEL.NUM_CLASSES)
+        class_counts = np.bincount(self.train_images.labels, minlength=cfg.MODEL.NUM_CLASSES)
+        loss = build_loss(cfg, model.dims, class_counts)
+        self.module = TrainingModule(model, loss, cfg.BN.FREEZE)
         self.train_loader = self._train_loader(model.input_spec)
         self.test_loader = self._test_loader(model.input_spec)
         self.module.to(self.device, memory_format=torch.channels_last)
@@ -102,23 +110,23 @@ class Trainer:
             wait = time.perf_counter() - asked
             rate = learning_rate(cfg, epoch + (step / steps if cfg.OPTIM.LR_UPDATE == "step" else 0))
             set_learning_rate(self.optimizer, rate)
-            loss, logits, labels = self._step(batch, epoch, step)
+            outputs, labels = self._step(batch, epoch, step)
             for meter in (period, whole):
-                meter.update(loss, logits, labels, wait)
+                meter.update(outputs, labels, wait)
             if (step + 1) % cfg.LOG_PERIOD == 0:
-                figures = period.summary(self.device)
+                figures = period.summary()
                 period.reset()
                 bar.set_postfix(loss=f"{figures['loss']:.3f}")
                 log.write("train", epoch * steps + step + 1,
                           {"epoch": epoch + 1, "lr": rate, **figures})
             asked = time.perf_counter()
-        figures = whole.summary(self.device)
+        figures = whole.summary()
         log.write("train_epoch", (epoch + 1) * steps, {"epoch": epoch + 1, "lr": rate, **figures})
-        say(f"epoch {epoch + 1}/{cfg.OPTIM.MAX_EPOCH}: loss {figures['loss']:.4f}, top-1 error "
-            f"{figures['top1_err']:.1f} %, {figures['images_per_s']:.0f} images/s")
+        say(f"epoch {epoch + 1}/{cfg.OPTIM.MAX_EPOCH}: {_in_words(figures)}, "
+            f"{figures['images_per_s']:.0f} images/s")
 
     def _step(self, batch: Batch, epoch: int, step: int):
-        """Forward, backward, update; the loss as a float, and logits and labels for the meters."""
+        """Forward, backward, update; what the loss gave, and the labels on its device."""
         images = batch.images.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         with self._autocast():
@@ -130,7 +138,7 @@ class Trainer:
         self.scaler.scale(outputs["total"]).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss, outputs["logits"], labels
+        return outputs, labels
 
     def _describe_failure(self, loss: float, batch: Batch, epoch: int, step: int) -> str:
         """What went wrong, for the user; the paths of the batch are written to a file."""
@@ -141,52 +149,57 @@ class Trainer:
                 f"{len(paths)} images of the batch are listed in {file} (first: {paths[0]}). "
                 "Lower OPTIM.BASE_LR, or go on from an earlier checkpoint")
 
-    @torch.no_grad()
     def _test_epoch(self, epoch: int, log: RunLog) -> None:
-        self.module.eval()
-        meter = Meter()
-        for batch in self.test_loader.epoch(0):
-            labels = batch.labels.to(self.device)
-            with self._autocast():
-                outputs = self.module(batch.images.to(self.device), labels)
-            meter.update(outputs["total"].item(), outputs["logits"], labels)
-        figures = meter.summary(self.device)
+        cfg = self.cfg
+        if cfg.TEST.METRIC == "recall":
+            figures = class_retrieval(self.module.model, self.test_loader, self.test_images.labels,
+                                      cfg.TEST.RECALLS, self.device, self._autocast)
+        else:
+            figures = classification_error(self.module, self.test_loader, self.device,
+                                           self._autocast)
         log.write("test_epoch", (epoch + 1) * len(self.train_loader),
                   {"epoch": epoch + 1, **figures})
-        say(f"  on {self.cfg.TEST.DATASET}/{self.cfg.TEST.SPLIT}: loss {figures['loss']:.4f}, "
-            f"top-1 error {figures['top1_err']:.1f} %, top-5 error {figures['top5_err']:.1f} %")
+        say(f"  on {cfg.TEST.DATASET}/{cfg.TEST.SPLIT}: {_in_words(figures)}")
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.cfg.PRECISION],
                               enabled=self.cfg.PRECISION != "fp32")
 
     def _train_loader(self, input_spec) -> StepLoader:
-        cfg = self.cfg
-        self.train_images = self._images(cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT, "TRAIN.DATASET")
-        if len(self.train_images) < cfg.TRAIN.BATCH_SIZE:
-            raise UserError(f"TRAIN.SPLIT has {len(self.train_images)} images, fewer than "
+        cfg, images = self.cfg, self.train_images
+        if len(images) < cfg.TRAIN.BATCH_SIZE:
+            raise UserError(f"TRAIN.SPLIT has {len(images)} images, fewer than "
                             f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE}")
-        dataset = TrainingImages(self.train_images, cfg.TRAIN.IM_SIZE, cfg.TRAIN.CROP_AREA,
-                                 cfg.RNG_SEED)
-        return self._loader(dataset, len(self.train_images), cfg.TRAIN.BATCH_SIZE, True, input_spec)
+        dataset = TrainingImages(images, cfg.TRAIN.IM_SIZE, cfg.TRAIN.CROP_AREA, cfg.RNG_SEED,
+                                 cfg.TRAIN.LIGHTING, cfg.TRAIN.RESIZE)
+        if cfg.TRAIN.IMAGES_PER_CLASS:
+            sampler = BalancedStepSampler(images.labels, cfg.TRAIN.BATCH_SIZE,
+                                          cfg.TRAIN.IMAGES_PER_CLASS, rank(), world_size(),
+                                          cfg.RNG_SEED)
+        else:
+            sampler = StepSampler(len(images), cfg.TRAIN.BATCH_SIZE, rank(), world_size(),
+                                  cfg.RNG_SEED, shuffle=True)
+        return self._loader(dataset, sampler, input_spec)
 
     def _test_loader(self, input_spec) -> StepLoader | None:
         cfg = self.cfg
         if not cfg.TEST.DATASET:
             return None
-        images = self._images(cfg.TEST.DATASET, cfg.TEST.SPLIT, "TEST.DATASET")
-        dataset = CentredImages(images, cfg.TEST.IM_SIZE, cfg.TRAIN.IM_SIZE)
-        return self._loader(dataset, len(images), cfg.TEST.BATCH_SIZE, False, input_spec)
+        classes = cfg.MODEL.NUM_CLASSES if cfg.TEST.METRIC == "error" else None
+        self.test_images = self._images(cfg.TEST.DATASET, cfg.TEST.SPLIT, "TEST.DATASET", classes)
+        dataset = CentredImages(self.test_images, cfg.TEST.IM_SIZE, cfg.TRAIN.IM_SIZE,
+                                square=cfg.TRAIN.RESIZE > 0)
+        sampler = StepSampler(len(self.test_images), cfg.TEST.BATCH_SIZE, rank(), world_size(),
+                              cfg.RNG_SEED, shuffle=False)
+        return self._loader(dataset, sampler, input_spec)
 
-    def _images(self, dataset: str, split: str, key: str) -> ImageList:
+    def _images(self, dataset: str, split: str, key: str, num_classes: int | None) -> ImageList:
         if not dataset:
             raise UserError(f"{key} is empty: name a folder under DATA_DIR {self.cfg.DATA_DIR}")
-        return read_image_list(Path(self.cfg.DATA_DIR) / dataset / split,
-                               self.cfg.MODEL.NUM_CLASSES)
+        return read_image_list(Path(self.cfg.DATA_DIR) / dataset / split, num_classes)
 
-    def _loader(self, dataset, count: int, batch_size: int, shuffle: bool, spec) -> StepLoader:
+    def _loader(self, dataset, sampler: StepSampler, spec) -> StepLoader:
         cfg = self.cfg
-        sampler = StepSampler(count, batch_size, rank(), world_size(), cfg.RNG_SEED, shuffle)
         pin = cfg.DATA_LOADER.PIN_MEMORY and self.device.type == "cuda"
         return StepLoader(dataset, sampler, spec, cfg.DATA_LOADER.NUM_WORKERS, pin)
 
@@ -201,7 +214,8 @@ class Trainer:
         if newest:
             return self._resume(newest)
         if cfg.TRAIN.WEIGHTS:
-            say(load_weights(self.module.model, cfg.TRAIN.WEIGHTS, start=True))
+            say(load_weights(self.module.model, weights_file(cfg.TRAIN.WEIGHTS), start=True,
+                             partial=cfg.TRAIN.WEIGHTS_PARTIAL))
         if is_main():
             write_atomically(Path(cfg.OUT_DIR) / "config.yaml", cfg.dump())
         self._save(0)
@@ -231,3 +245,13 @@ class Trainer:
                 "cfg": self.cfg.dump(),
             })
         barrier()
+
+
+def _in_words(figures: dict[str, float]) -> str:
+    """The figures that people look for, in a line."""
+    words = [f"loss {figures['loss']:.4f}"] if "loss" in figures else []
+    words += [f"top-{k} error {figures[f'top{k}_err']:.1f} %" for k in (1, 5)
+              if f"top{k}_err" in figures]
+    words += [f"{name} {value:.2f} %" for name, value in figures.items()
+              if name.startswith(("R@", "MAP@R"))]
+    return ", ".join(words)

@@ -1,77 +1,150 @@
 """The key layouts of weights files, ours and other codes', and their mapping onto ours.
 
-One table: each layout names a key that only its files have, and rules that rename keys.
-`sort_keys` turns any file into two parts with our names, {"model": ..., "loss": ...}; a part
-"backbone" holds weights of a backbone alone.
+One table: each layout names a prefix that only its files have, and pairs of prefixes, theirs and
+ours. `sort_keys` turns any file into parts with our names, {"model": ..., "loss": ...}; a part
+"backbone" holds weights of a backbone alone. `unsort_keys` goes the other way.
 """
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
-from dolg.errors import UserError
+from dolg.errors import UserError, choose
+
+Rule = tuple[str, str, str]     # their prefix, part, our prefix; part "" drops the key
+
+# torchvision's names inside a residual block, and pycls's, which are ours
+_BLOCK_LAYERS = {"conv1.": "f.a.", "bn1.": "f.a_bn.", "conv2.": "f.b.", "bn2.": "f.b_bn.",
+                 "conv3.": "f.c.", "bn3.": "f.c_bn.", "downsample.0.": "proj.",
+                 "downsample.1.": "bn."}
+_MOST_BLOCKS = 36       # in a stage, of a ResNet-152
+
+
+def _torchvision_blocks(stages: str, first: int, part: str, ours: str) -> Iterator[Rule]:
+    """Rules for the four stages, which the other code calls `stages` + number, from `first`."""
+    for stage in range(4):
+        for block in range(_MOST_BLOCKS):
+            for their_layer, our_layer in _BLOCK_LAYERS.items():
+                yield (f"{stages}{stage + first}.{block}.{their_layer}", part,
+                       f"{ours}s{stage + 1}.b{block + 1}.{our_layer}")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How to recognise a file's keys, and the (pattern, part, replacement) rules that map them.
+    """How to recognise a file's keys, and the rules that map them; the first match wins.
 
-    The first matching rule wins; part "" drops the key. `defaults` gives values that the
-    other code kept as constants instead of parameters.
+    `colour` is the order that a network of such files is fed, "" for ours, whose configuration
+    says it. `defaults` are values that the other code kept as constants, not parameters.
     """
 
-    name: str
     mark: str
-    rules: tuple[tuple[str, str, str], ...]
+    rules: tuple[Rule, ...]
+    colour: str = ""
     defaults: dict[str, float] = field(default_factory=dict)
 
 
-LAYOUTS = (
-    Layout("dolg checkpoint", r"^model\.backbone\.", (
-        (r"^model\.", "model", ""),
-        (r"^loss\.", "loss", ""),
-    )),
-    Layout("dolg model", r"^backbone\.", ((r"^", "model", ""),)),
+# Losses go by the output that they judge, as in a sum of losses
+LAYOUTS = {
+    "dolg checkpoint": Layout("model.backbone.", (("model.", "model", ""), ("loss.", "loss", ""))),
+    "dolg model": Layout("backbone.", (("", "model", ""),)),
     # github.com/feymanpriv/DOLG; before its pooling was learned it had no pool_g.p
-    Layout("DOLG (original)", r"^globalmodel\.stem\.", (
-        (r"^globalmodel\.head\.", "", ""),
-        (r"^globalmodel\.", "model", "backbone."),
-        (r"^localmodel\.aspp\.aspp\.", "model", "multi_atrous.branches."),
-        (r"^localmodel\.aspp\.im_pool\.1\.", "model", "multi_atrous.pooled."),
-        (r"^localmodel\.aspp\.conv_after\.0\.", "model", "multi_atrous.join."),
-        (r"^localmodel\.", "model", "attention."),
-        (r"^pool_g\.", "model", "pool."),
-        (r"^fc_t\.", "model", "fc_global."),
-        (r"^fc\.", "model", "fc."),
-        (r"^desc_cls\.", "loss", ""),
-    ), {"pool.p": 3.0}),
-    # pycls ImageNet weights: the classifier is of no use here
-    Layout("pycls ResNet", r"^stem\.conv\.", (
-        (r"^head\.", "", ""),
-        (r"^", "backbone", ""),
-    )),
-)
+    "DOLG": Layout("fc_t.", (
+        ("globalmodel.head.", "", ""),
+        ("globalmodel.", "model", "backbone."),
+        ("localmodel.aspp.aspp.", "model", "multi_atrous.branches."),
+        ("localmodel.aspp.im_pool.1.", "model", "multi_atrous.pooled."),
+        ("localmodel.aspp.conv_after.0.", "model", "multi_atrous.join."),
+        ("localmodel.", "model", "attention."),
+        ("pool_g.", "model", "pool."),
+        ("fc_t.", "model", "fc_global."),
+        ("fc.", "model", "fc."),
+        ("desc_cls.", "loss", "terms.global."),
+    ), "bgr", {"pool.p": 3.0}),
+    # github.com/feymanpriv/DELG
+    "DELG": Layout("globalmodel.head.", (
+        ("globalmodel.head.pool.", "model", "pool."),
+        ("globalmodel.head.fc.", "model", "fc."),
+        ("globalmodel.", "model", "backbone."),
+        ("localmodel.", "model", "attention."),
+        ("desc_cls.", "loss", "terms.global."),
+        ("att_cls.", "loss", "terms.local."),
+    ), "bgr", {"pool.p": 3.0}),
+    # github.com/leftthomas/CGD; its files also hold what its profiler counted
+    "CGD": Layout("main_modules.", (
+        *((f"main_modules.{i}.0.", "model", f"branches.{i}.") for i in range(10)),
+        ("features.0.", "model", "backbone.stem.conv."),
+        ("features.1.", "model", "backbone.stem.bn."),
+        *_torchvision_blocks("features.", 4, "model", "backbone."),
+        ("auxiliary_module.0.", "loss", "terms.auxiliary.norm."),
+        ("auxiliary_module.1.", "loss", "terms.auxiliary.fc."),
+    ), "rgb"),
+    # pycls's ImageNet weights: the classifier is of no use here
+    "pycls": Layout("stem.conv.", (("head.", "", ""), ("", "backbone", "")), "bgr"),
+    # torchvision's and timm's ResNets and ResNeXts
+    "torchvision": Layout("layer1.0.conv1.", (
+        ("fc.", "", ""),
+        ("conv1.", "backbone", "stem.conv."),
+        ("bn1.", "backbone", "stem.bn."),
+        *_torchvision_blocks("layer", 1, "backbone", ""),
+    ), "rgb"),
+}
+# What a sum of losses puts before the keys of the one on the descriptor; alone it has none
+ALONE = "terms.global."
+# What a profiler leaves among the weights (thop, which CGD's code calls)
+_COUNTERS = ("total_ops", "total_params")
 
 
-def sort_keys(state: dict[str, torch.Tensor], source: str) -> tuple[str, dict[str, dict]]:
-    """(layout name, {"model" | "loss" | "backbone": renamed tensors}) of a file's state dict.
+def sort_keys(state: dict[str, torch.Tensor], source: str,
+              as_timm: bool = False) -> tuple[str, dict[str, dict]]:
+    """(layout's name, {"model" | "loss" | "backbone": renamed tensors}) of a file's state dict.
 
-    Keys of no known layout are taken for a bare backbone's (timm's have no common mark).
-    Raises UserError where a recognised layout holds a key that no rule names.
+    Keys of no known layout are taken for a bare backbone's (timm's have no common mark), and with
+    `as_timm` those of a bare backbone keep their names. Raises UserError where a recognised
+    layout holds a key that no rule names.
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    layout = next((l for l in LAYOUTS if any(re.match(l.mark, key) for key in state)), None)
-    if layout is None:
+    state = {key.removeprefix("module."): value for key, value in state.items()
+             if key.rsplit(".", 1)[-1] not in _COUNTERS}
+    name = next((name for name, layout in LAYOUTS.items()
+                 if any(key.startswith(layout.mark) for key in state)), None)
+    if name is None or (as_timm and name in ("pycls", "torchvision")):
         return "timm or other backbone", {"backbone": state}
-    parts: dict[str, dict] = {}
+    layout, parts = LAYOUTS[name], {}
     for key, value in state.items():
-        rule = next((r for r in layout.rules if re.match(r[0], key)), None)
+        rule = next((rule for rule in layout.rules if key.startswith(rule[0])), None)
         if rule is None:
-            raise UserError(f"{source} looks like a file of {layout.name}, but its key {key} is "
-                            "none that such files have")
-        pattern, part, replacement = rule
+            raise UserError(f"{source} looks like a file of {name}, but its key {key} is none that "
+                            "such files have")
+        theirs, part, ours = rule
         if part:
-            parts.setdefault(part, {})[re.sub(pattern, replacement, key, count=1)] = value
+            parts.setdefault(part, {})[ours + key.removeprefix(theirs)] = value
     for key, value in layout.defaults.items():
         parts.get("model", {}).setdefault(key, torch.full((1,), value))
-    return layout.name, parts
+    return name, parts
+
+
+def unsort_keys(parts: dict[str, dict], name: str) -> dict[str, torch.Tensor]:
+    """The tensors of `parts`, {"model", "loss"} with our names, under those of layout `name`.
+
+    A layout of backbones takes those of the model's backbone and leaves the rest. Raises
+    UserError for an unknown layout and for keys that it has no name for.
+    """
+    rules = [rule for rule in choose(LAYOUTS, name, "--to").rules if rule[1]]
+    if any(part == "backbone" for _, part, _ in rules):
+        inside = {key.removeprefix("backbone."): value for key, value in parts["model"].items()
+                  if key.startswith("backbone.")}
+        parts = {"backbone": inside}
+    state = {}
+    for part, tensors in parts.items():
+        for key, value in tensors.items():
+            rule = next((r for r in rules if r[1] == part and key.startswith(r[2])), None)
+            if rule is None:
+                raise UserError(f"files of {name} have no place for the {part}'s {key}: this is "
+                                "another model, or it has parts that the original lacks")
+            state[rule[0] + key.removeprefix(rule[2])] = value
+    return state
+
+
+def swap_colours(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same network fed with its colours in the opposite order: its first layer reversed."""
+    stem = next(key for key in state if key.endswith("stem.conv.weight"))
+    return {**state, stem: state[stem].flip(1)}

@@ -16,12 +16,12 @@ class ImageList:
         return len(self.paths)
 
 
-def read_image_list(file: Path, num_classes: int) -> ImageList:
+def read_image_list(file: Path, num_classes: int | None = None) -> ImageList:
     """The images of `file`, whose paths are relative to its folder.
 
     The label follows the last blank, so paths may hold blanks. Empty lines are skipped.
     Raises UserError, with the line, for a missing or empty list, a line without a label, or a
-    label outside 0 .. num_classes - 1.
+    label outside 0 .. num_classes - 1 (without `num_classes`, below 0).
     """
     if not file.is_file():
         raise UserError(f"no image list {file}: it has one 'path label' per line "
@@ -33,10 +33,12 @@ def read_image_list(file: Path, num_classes: int) -> ImageList:
                 if not line.strip():
                     continue
                 path, _, label = line.strip().rpartition(" ")
-                if not path or not label.lstrip("-").isdecimal():
+                if not path or not label.removeprefix("-").isdecimal():
                     raise UserError(f"{file}, line {number}: '{line.strip()[:100]}' is not "
                                     "'path label', with a whole number as label")
-                if not 0 <= int(label) < num_classes:
+                if num_classes is None and int(label) < 0:
+                    raise UserError(f"{file}, line {number}: label {label} is below 0")
+                if num_classes is not None and not 0 <= int(label) < num_classes:
                     raise UserError(f"{file}, line {number}: label {label} is outside 0 .. "
                                     f"{num_classes - 1} (MODEL.NUM_CLASSES is {num_classes})")
                 paths.append(file.parent / path)

@@ -165,7 +165,8 @@ def _begin(folder: Path, params: LandmarkParams) -> None:
 def _plan_training(folder: Path, params: LandmarkParams) -> Plan:
     """The jobs of the training set, and what to do when they are done."""
     photos = params.train_photos + params.val_photos
-    jobs, lists = [], {"train": [], "val": []}
+    # Photographs held out for classification; landmarks held out for metric learning
+    jobs, lists = [], {"train": [], "val": [], "classes_train": [], "classes_val": []}
     for label in range(params.train_landmarks):
         shots = tuple(Shot(f"jpg/landmark{label:04d}_{number:03d}.jpg", "train", number,
                            params.train_size) for number in range(photos))
@@ -173,6 +174,8 @@ def _plan_training(folder: Path, params: LandmarkParams) -> Plan:
         for number, shot in enumerate(shots):
             split = "train" if number < params.train_photos else "val"
             lists[split].append(f"{shot.path} {label}\n")
+            split = "train" if label < 2 * params.train_landmarks / 3 else "val"
+            lists[f"classes_{split}"].append(f"{shot.path} {label}\n")
 
     def finish(boxes: dict) -> dict:
         for split, lines in lists.items():

@@ -23,21 +23,22 @@ def crop_to_box(image: torch.Tensor, box: tuple[float, float, float, float]) -> 
 
 def preprocess(images: torch.Tensor, size: tuple[int, int], colour: str,
                mean: tuple[float, ...], sd: tuple[float, ...],
-               shift: torch.Tensor | None = None) -> torch.Tensor:
+               shift: torch.Tensor | None = None, antialias: bool = False) -> torch.Tensor:
     """Resize, scale to 0..1, shift and normalise a batch.
 
     Args:
         images: uint8 or float (B,3,H,W), RGB, 0..255.
-        size: (height, width) of the result. Bilinear with half-pixel centres and without
-            antialiasing, on float pixels, as cv2.resize does in the original codes.
+        size: (height, width) of the result. Bilinear with half-pixel centres, on float pixels,
+            as cv2.resize does in the original codes of DOLG and DELG.
         colour: "rgb" or "bgr", the order of the result's channels and of `mean` and `sd`.
         shift: (B,3) in RGB, added to pixels of 0..1 (the lighting of training).
+        antialias: smooth when shrinking, as Pillow does (the original code of CGD).
 
     Returns float32 (B,3,h,w), channels last in memory.
     """
     x = images.to(torch.float32, memory_format=torch.channels_last)
     if tuple(x.shape[2:]) != tuple(size):
-        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=False)
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=antialias)
     if colour == "bgr":
         x = x.flip(1)
         shift = None if shift is None else shift.flip(1)

@@ -14,6 +14,9 @@ from dolg.data.preprocess import crop_to_box, preprocess, scaled_size
 from dolg.features.sources import ImageSource
 from dolg.features.store import StoreWriter
 
+# A scaled side, in pixels, below which a network may refuse an image
+_SMALL = 64
+
 
 def average_scales(descriptors: list[torch.Tensor]) -> torch.Tensor:
     """One unit descriptor (B,D) of several scales' raw ones: normalise, sum, normalise."""
@@ -22,16 +25,18 @@ def average_scales(descriptors: list[torch.Tensor]) -> torch.Tensor:
 
 @torch.inference_mode()
 def describe(model: nn.Module, images: torch.Tensor, scales: list[float],
-             precision: torch.dtype = torch.float32) -> torch.Tensor:
+             precision: torch.dtype = torch.float32, side: int = 0) -> torch.Tensor:
     """Unit descriptors (B,D), float32, of images (B,3,H,W), uint8 RGB on the model's device.
 
-    Every scale is resized from the same pixels; `precision` is that of the network alone.
+    Every scale is resized from the same pixels; `precision` is that of the network alone. Scales
+    are relative to the image's own size, or with `side` to a square of that side.
     """
     spec = model.input_spec
+    height, width = (side, side) if side else images.shape[2:]
     raw = []
     for scale in scales:
-        inputs = preprocess(images, scaled_size(*images.shape[2:], scale), spec.colour, spec.mean,
-                            spec.sd)
+        inputs = preprocess(images, scaled_size(height, width, scale), spec.colour, spec.mean,
+                            spec.sd, antialias=spec.antialias)
         with torch.autocast(images.device.type, dtype=precision,
                             enabled=precision != torch.float32):
             raw.append(model(inputs)["global"])
@@ -70,13 +75,14 @@ class Extractor:
         workers: decoding processes; 0 decodes in this one.
         max_pixels: images that claim more are refused.
         strict: raise ImageError at the first failed image instead of marking it.
+        side: resize every image to a square of this side first; 0: leave its size.
     """
 
     def __init__(self, model: nn.Module, scales: list[float], precision: torch.dtype,
-                 batch_size: int, workers: int, max_pixels: int, strict: bool):
+                 batch_size: int, workers: int, max_pixels: int, strict: bool, side: int = 0):
         self.model, self.scales, self.precision = model.eval(), list(scales), precision
         self.batch_size, self.workers = batch_size, workers
-        self.max_pixels, self.strict = max_pixels, strict
+        self.max_pixels, self.strict, self.side = max_pixels, strict, side
         self.device = next(model.parameters()).device
 
     def fill(self, writer: StoreWriter, source: ImageSource, chunks: list[int],
@@ -101,6 +107,7 @@ class Extractor:
         Which images share a batch depends on the chunk alone, so its bytes do as well.
         """
         table, errors, waiting = np.full((count, dim), np.nan, np.float32), {}, defaultdict(list)
+        sizes: dict[int, tuple[int, int]] = {}
         for row in range(count):
             image = next(images)
             if isinstance(image, ImageError):
@@ -109,6 +116,7 @@ class Extractor:
                 errors[row] = image.reason
                 bar.update()
                 continue
+            sizes[row] = (image.shape[2], image.shape[1])
             same_size = waiting[image.shape]
             same_size.append((row, image))
             if len(same_size) == self.batch_size:
@@ -116,12 +124,19 @@ class Extractor:
         for same_size in waiting.values():
             self._describe(same_size, table, bar)
         for row in set(np.flatnonzero(~np.isfinite(table).all(axis=1)).tolist()) - set(errors):
-            errors[row] = "its descriptor is not finite"
+            errors[row] = f"no finite descriptor ({sizes[row][0]} x {sizes[row][1]} pixels)"
         return table, errors
 
     def _describe(self, same_size: list[tuple[int, torch.Tensor]], table: np.ndarray,
                   bar: tqdm) -> None:
         rows = [row for row, _ in same_size]
         images = torch.stack([image for _, image in same_size]).to(self.device)
-        table[rows] = describe(self.model, images, self.scales, self.precision).cpu().numpy()
+        try:
+            table[rows] = describe(self.model, images, self.scales, self.precision,
+                                   self.side).cpu().numpy()
+        except RuntimeError:
+            # Some networks cannot take a map of less than a pixel; the rows stay NaN, and the
+            # caller says so
+            if min(images.shape[2:]) * min(self.scales) >= _SMALL:
+                raise
         bar.update(len(rows))

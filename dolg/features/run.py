@@ -30,7 +30,7 @@ def infer(cfg) -> None:
                   "library": f"dolg {dolg.__version__}"}
     extractor = Extractor(model.to(device()), cfg.INFER.SCALES, PRECISIONS[cfg.PRECISION],
                           cfg.INFER.BATCH_SIZE, cfg.DATA_LOADER.NUM_WORKERS,
-                          cfg.INFER.MAX_PIXELS, cfg.INFER.STRICT)
+                          cfg.INFER.MAX_PIXELS, cfg.INFER.STRICT, cfg.INFER.SIZE)
     out_dir = Path(cfg.INFER.OUT_DIR or Path(cfg.OUT_DIR) / "features")
     for name, source in sources.items():
         queries = name.endswith("/query")
@@ -75,7 +75,8 @@ def _weights_file(cfg) -> Path:
 
 def _settings(cfg) -> dict:
     """What, besides the weights, decides the descriptors."""
-    sections = {name: dict(cfg[name]) for name in ("MODEL", "TIMM", "RESNET")}
+    sections = {name: dict(cfg[name]) for name in ("MODEL", "INPUT", "TIMM", "RESNET")}
+    sections["INFER.SIZE"] = cfg.INFER.SIZE
     sections["BN.EPS"] = cfg.BN.EPS
     # The loss has no part in a descriptor
     sections["MODEL"] = {key: value for key, value in sections["MODEL"].items()

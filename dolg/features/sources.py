@@ -71,8 +71,8 @@ def _check_present(truth_file: Path, folder: Path, sources: dict[str, ImageSourc
 def images_of(location: Path) -> ImageSource:
     """All images under a folder, by name; or those of a text file, one path per line.
 
-    Paths in a file are relative to its folder, and a label after the path, as in training
-    lists, is not allowed here. Raises UserError where nothing is there.
+    Paths in a file are relative to its folder; labels after them, as training lists have them,
+    are left aside. Raises UserError where nothing is there.
     """
     if location.is_dir():
         paths = sorted(path for path in location.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -87,6 +87,8 @@ def images_of(location: Path) -> ImageSource:
             raise UserError(f"INFER.IMAGES {location} is neither a folder nor a text file in "
                             f"UTF-8: {error}") from None
         names = [line.strip() for line in lines if line.strip()]
+        if names and _has_label(names[0], location.parent):
+            names = [name.rpartition(" ")[0] for name in names]
         paths = [location.parent / name for name in names]
         if not names:
             raise UserError(f"the image list {location} is empty")
@@ -94,3 +96,9 @@ def images_of(location: Path) -> ImageSource:
         raise UserError(f"INFER.IMAGES {location} does not exist: give a folder or a text file "
                         "with one path per line")
     return ImageSource(names, paths, [None] * len(names))
+
+
+def _has_label(line: str, folder: Path) -> bool:
+    """Whether a list's line is a path and a label, and not a path that ends in a number."""
+    path, _, label = line.rpartition(" ")
+    return label.isdecimal() and bool(path) and not (folder / line).exists()

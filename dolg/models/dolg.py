@@ -1,11 +1,9 @@
 """DOLG: deep orthogonal fusion of local and global features (Yang et al., ICCV 2021)."""
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dolg.models.layers import GeM
+from dolg.models.layers import GeM, SpatialAttention, init_convolutions, no_autocast
 
 
 class DOLG(nn.Module):
@@ -33,9 +31,9 @@ class DOLG(nn.Module):
         self.pool = GeM(gem_p, gem_eps)
         self.fc_global = nn.Linear(c4, c3)
         self.multi_atrous = MultiAtrous(c3) if multi_atrous else nn.Identity()
-        self.attention = SpatialAttention(c3, bn_eps, bn_momentum)
+        self.attention = SpatialAttention(c3, c3, bn_eps, bn_momentum)
         self.fc = nn.Linear(2 * c3, dim)
-        self.dim = dim
+        self.dim, self.dims = dim, {"global": dim}
         self.input_spec = backbone.input_spec
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -54,30 +52,11 @@ def orthogonal_part(vectors: torch.Tensor, directions: torch.Tensor) -> torch.Te
     Nothing is removed along a direction of length zero. Projecting a second time takes out
     what rounding left of the first, which counts where the two are nearly parallel.
     """
-    with torch.autocast(vectors.device.type, enabled=False):
+    with no_autocast(vectors):
         rest, unit = vectors.float(), F.normalize(directions.float(), dim=1)
         for _ in range(2):
             rest = rest - (rest * unit).sum(dim=1, keepdim=True) * unit
         return rest
-
-
-class SpatialAttention(nn.Module):
-    """Unit local features (B,C,h,w), weighed by a softplus score per position (B,1,h,w)."""
-
-    def __init__(self, channels: int, bn_eps: float = 1e-5, bn_momentum: float = 0.1):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 1)
-        self.bn = nn.BatchNorm2d(channels, eps=bn_eps, momentum=bn_momentum)
-        self.conv2 = nn.Conv2d(channels, 1, 1)
-        _init_convolutions(self)
-        # The rule above counts one output channel and makes scores of 10 and more out of noise;
-        # from here training starts with even attention
-        nn.init.normal_(self.conv2.weight, std=0.01)
-
-    def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.bn(self.conv1(maps))
-        score = F.softplus(self.conv2(F.relu(x)))
-        return score * F.normalize(x, dim=1), score
 
 
 class MultiAtrous(nn.Module):
@@ -96,18 +75,10 @@ class MultiAtrous(nn.Module):
                 nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation))
         self.pooled = nn.Conv2d(channels, width, 1)
         self.join = nn.Conv2d(width * (len(dilations) + 2), channels, 1)
-        _init_convolutions(self)
+        init_convolutions(self)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         pooled = F.relu(self.pooled(maps.mean(dim=(2, 3), keepdim=True)))
         parts = [pooled.expand(-1, -1, *maps.shape[2:])]
         parts += [branch(maps) for branch in self.branches]
         return F.relu(self.join(torch.cat(parts, dim=1)))
-
-
-def _init_convolutions(module: nn.Module) -> None:
-    """Normal with variance 2 / fan-out, as the original code starts these layers."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
-            nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))

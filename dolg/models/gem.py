@@ -19,6 +19,7 @@ class GeMModel(nn.Module):
         self.pool = GeM(gem_p, gem_eps)
         self.fc = nn.Linear(channels, dim) if dim else nn.Identity()
         self.dim = dim or channels
+        self.dims = {"global": self.dim}
         self.input_spec = backbone.input_spec
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Weights files of every origin, and of none."""
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from dolg.errors import UserError
 from dolg.losses import build_loss
 from dolg.models import build_model
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["MODEL.DEPTH", "18", "RESNET.STEM_WIDTH", "8", "MODEL.HEADS.REDUCTION_DIM", "12",
          "MODEL.NUM_CLASSES", "5"]
 TIMM = ["MODEL.TYPE", "timm", "TIMM.NAME", "tf_efficientnet_lite0", "MODEL.ARCH", "gem",
@@ -130,6 +132,127 @@ def test_timm_names_survive_flattening(tmp_path, name):
     with torch.no_grad():
         expected = network.eval().forward_intermediates(images, intermediates_only=True)[-1]
         torch.testing.assert_close(model.backbone(images)["stage4"], expected)
+
+
+@pytest.mark.parametrize("name, options", [
+    ("resnet18", ["MODEL.DEPTH", "18"]), ("resnet50", ["MODEL.DEPTH", "50"]),
+    ("resnext50_32x4d", ["MODEL.DEPTH", "50", "RESNET.NUM_GROUPS", "32", "RESNET.WIDTH_PER_GROUP",
+                         "4"])])
+@pytest.mark.parametrize("colour", ["bgr", "rgb"])
+def test_torchvision_networks_in_either_colour_order(tmp_path, name, options, colour):
+    import torchvision
+
+    torch.manual_seed(4)
+    network = getattr(torchvision.models, name)().eval()
+    torch.save(network.state_dict(), tmp_path / "torchvision.pth")
+    model = _model(*options, "RESNET.STEM_WIDTH", "64", "INPUT.COLOUR", colour)
+    load_weights(model, tmp_path / "torchvision.pth", start=True)
+    rgb = torch.randn(1, 3, 64, 64)
+    trunk = torch.nn.Sequential(*list(network.children())[:-2])
+    with torch.no_grad():
+        maps = model.backbone(rgb if colour == "rgb" else rgb.flip(1))
+        torch.testing.assert_close(maps["stage4"], trunk(rgb), rtol=1e-4, atol=1e-3)
+
+
+def test_timm_resnets_go_into_ours_too(tmp_path):
+    import timm
+
+    torch.manual_seed(5)
+    network = timm.create_model("resnet26").eval()
+    torch.save(network.state_dict(), tmp_path / "timm.pth")
+    with pytest.raises(UserError, match=r"\(torchvision\) is not of this DOLG"):
+        load_weights(_model("MODEL.DEPTH", "50", "RESNET.STEM_WIDTH", "64"), tmp_path / "timm.pth",
+                     start=True)
+    network = timm.create_model("resnet18").eval()
+    torch.save(network.state_dict(), tmp_path / "timm.pth")
+    model = _model("RESNET.STEM_WIDTH", "64")
+    load_weights(model, tmp_path / "timm.pth", start=True)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = network.forward_intermediates(images, intermediates_only=True)[-1]
+        torch.testing.assert_close(model.backbone(images.flip(1))["stage4"], expected)
+
+
+ORIGINALS = {"DOLG": ["MODEL.ARCH", "dolg", "MODEL.WITH_MA", "True"],
+             "DELG": ["MODEL.ARCH", "delg"],
+             "CGD": ["MODEL.ARCH", "cgd", "MODEL.DEPTH", "50", "MODEL.CGD.FEATURE_DIM", "12",
+                     "MODEL.CGD.CONFIG", "SMG", "MODEL.HEADS.IN_FEAT", "256"]}
+
+
+@pytest.mark.parametrize("layout", ORIGINALS)
+def test_converted_to_the_original_layout_and_back(tmp_path, run_tool, layout):
+    command = ["tools/convert_weights.py", "--cfg", "configs/quickstart.yaml"]
+    options = ["LOSS.NAME", "", *SMALL, *ORIGINALS[layout]]
+    cfg = load_cfg(str(ROOT / command[2]), options)
+    torch.manual_seed(6)
+    model = build_model(cfg).eval()
+    loss = build_loss(cfg, model.dims)
+    ours, theirs, back = (tmp_path / name for name in ("ours.pyth", "theirs.pyth", "back.pyth"))
+    save_checkpoint(ours, {"model": model.state_dict(), "loss": loss.state_dict()})
+    for source, target, to in ((ours, theirs, layout), (theirs, back, "dolg checkpoint")):
+        done = run_tool(*command, "--from", source, "--output", target, "--to", to, *options)
+        assert done.returncode == 0, done.stderr
+    marks = {"DOLG": {"globalmodel.s4.b1.f.a.weight", "localmodel.aspp.aspp.3.bias", "fc_t.bias",
+                      "desc_cls.t", "pool_g.p"},
+             "DELG": {"globalmodel.head.fc.bias", "localmodel.conv2.weight", "att_cls.fc.bias",
+                      "desc_cls.weight"},
+             "CGD": {"features.7.0.downsample.1.running_var", "main_modules.2.0.weight",
+                     "features.4.2.conv3.weight", "auxiliary_module.1.bias",
+                     "auxiliary_module.0.running_mean"}}
+    assert marks[layout] <= set(torch.load(theirs)["model_state"])
+    again = torch.load(back)
+    for part, module in (("model", model), ("loss", loss)):
+        state = module.state_dict()
+        assert again[part].keys() == state.keys()
+        assert all(torch.equal(again[part][key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("layout, mark", [("pycls", "s3.b1.proj.weight"),
+                                          ("torchvision", "layer3.0.downsample.0.weight")])
+def test_a_backbone_goes_out_and_comes_back(tmp_path, run_tool, layout, mark):
+    options = [*SMALL, "MODEL.ARCH", "gem", "MODEL.HEADS.REDUCTION_DIM", "0"]
+    model = _model(*options)
+    torch.save(model.state_dict(), tmp_path / "ours.pyth")
+    done = run_tool("tools/convert_weights.py", "--cfg", "configs/quickstart.yaml", "--from",
+                    tmp_path / "ours.pyth", "--output", tmp_path / "out.pyth", "--to", layout,
+                    *options)
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "out.pyth")["model_state"]
+    assert mark in state
+    stem = state["stem.conv.weight" if layout == "pycls" else "conv1.weight"]
+    ours = model.backbone.stem.conv.weight
+    assert torch.equal(stem, ours.flip(1) if layout == "torchvision" else ours)
+    other = _model(*options, seed=1)
+    load_weights(other, tmp_path / "out.pyth")
+    assert _same_outputs(model, other)
+
+
+def test_a_layout_without_a_place_for_a_part_says_so(tmp_path, run_tool):
+    torch.save(_model().state_dict(), tmp_path / "dolg.pyth")
+    done = run_tool("tools/convert_weights.py", "--cfg", "configs/quickstart.yaml", "--from",
+                    tmp_path / "dolg.pyth", "--output", tmp_path / "out.pyth", "--to", "DELG", *SMALL)
+    assert done.returncode == 1 and "have no place for the model's fc_global" in done.stderr
+    assert not (tmp_path / "out.pyth").exists()
+
+
+def test_what_a_profiler_counted_is_no_weight(tmp_path):
+    state = dict(_model().state_dict(), **{"backbone.s1.total_ops": torch.zeros(1),
+                                           "total_params": torch.zeros(1)})
+    torch.save(state, tmp_path / "counted.pyth")
+    load_weights(_model(seed=1), tmp_path / "counted.pyth")
+
+
+def test_partial_loading_lists_what_was_and_was_not_loaded(tmp_path):
+    torch.save(_model("MODEL.HEADS.REDUCTION_DIM", "16").state_dict(), tmp_path / "other.pyth")
+    model, fresh = _model(seed=1), _model(seed=1)
+    said = load_weights(model, tmp_path / "other.pyth", partial=True)
+    assert "loaded 132 of 134 tensors" in said and "backbone.stem" in said
+    assert "of another shape, left as initialised (2): fc.bias (16,) for (12,)" in said
+    assert torch.equal(model.fc.weight, fresh.fc.weight)
+    assert not torch.equal(model.fc_global.weight, fresh.fc_global.weight)
+    torch.save({"backbone.nothing": torch.zeros(3)}, tmp_path / "nothing.pyth")
+    with pytest.raises(UserError, match="has nothing that fits this DOLG"):
+        load_weights(model, tmp_path / "nothing.pyth", partial=True)
 
 
 def test_the_wrong_model_is_refused_with_the_keys_that_differ(tmp_path):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dolg.data.augment import centre_view, random_crop_box, random_view
+from dolg.data.augment import (centre_view, random_crop_box, random_square_view, random_view,
+                               square_view)
 from dolg.data.decode import ImageError, read_image
 from dolg.data.image_list import read_image_list
-from dolg.data.loader import StepSampler
+from dolg.data.loader import CentredImages, StepSampler, TrainingImages
 from dolg.data.preprocess import crop_to_box, preprocess, scaled_size
 from dolg.errors import UserError
 
@@ -157,6 +158,58 @@ def test_views():
     assert not torch.equal(view, other)
     # Shorter side to 60 (as it is), then the centre 48 x 48
     assert torch.equal(centre_view(image, 60, 48), image[:, 6:54, 16:64].float())
+
+
+def test_lighting_changes_colours_alone():
+    image = (torch.rand(3, 60, 80) * 255).byte()
+    view, shift = random_view(image, 32, 0.5, np.random.default_rng(5), lighting=0.1)
+    plain, none = random_view(image, 32, 0.5, np.random.default_rng(5), lighting=0.0)
+    twice, double = random_view(image, 32, 0.5, np.random.default_rng(5), lighting=0.2)
+    assert torch.equal(view, plain) and torch.equal(view, twice)
+    assert torch.equal(none, torch.zeros(3)) and torch.allclose(double, 2 * shift)
+
+
+def test_square_views_against_pillow(photo):
+    image = torch.from_numpy(photo[..., ::-1].copy()).permute(2, 0, 1)
+    for size in (40, 64, 200):
+        theirs = Image.fromarray(photo[..., ::-1]).resize((size, size), Image.Resampling.BILINEAR)
+        expected = np.asarray(theirs, np.float32).transpose(2, 0, 1)
+        assert np.abs(square_view(image, size).numpy() - expected).max() < 1.01   # Pillow rounds
+
+
+def test_random_crops_of_squares(photo):
+    image = torch.from_numpy(photo).permute(2, 0, 1)
+    whole, corners, mirrored = square_view(image, 50), set(), 0
+    for seed in range(60):
+        view, shift = random_square_view(image, 50, 46, np.random.default_rng(seed))
+        assert torch.equal(shift, torch.zeros(3))
+        found = [(top, left, turned) for top in range(5) for left in range(5)
+                 for turned in (False, True)
+                 if torch.equal(view, (whole[:, top:top + 46, left:left + 46].flip(2) if turned
+                                       else whole[:, top:top + 46, left:left + 46]))]
+        assert len(found) == 1
+        corners.add(found[0][:2])
+        mirrored += found[0][2]
+    assert len(corners) > 15 and 15 < mirrored < 45
+    assert {top for top, _ in corners} == {left for _, left in corners} == set(range(5))
+
+
+def test_data_sets_of_views(toy_images):
+    images = read_image_list(toy_images / "toy" / "train_list.txt", num_classes=4)
+    image = read_image(images.paths[3])
+    squares = TrainingImages(images, 32, 0.08, seed=1, lighting=0.0, resize=40)
+    view, shift, label, index = squares[2, 3]       # epoch 2, image 3
+    assert view.shape == (3, 32, 32) and torch.equal(shift, torch.zeros(3))
+    assert (label, index) == (images.labels[3], 3)
+    whole = square_view(image, 40)
+    crops = [whole[:, top:top + 32, left:left + 32] for top in range(9) for left in range(9)]
+    assert any(torch.equal(view, crop) or torch.equal(view, crop.flip(2)) for crop in crops)
+    assert any(not torch.equal(view, squares[later, 3][0]) for later in range(3, 6))
+    assert TrainingImages(images, 32, 0.08, seed=1)[2, 3][1].abs().max() > 0
+    assert torch.equal(CentredImages(images, 40, 32, square=True)[0, 3][0], square_view(image, 32))
+    assert torch.equal(CentredImages(images, 40, 32)[0, 3][0], centre_view(image, 40, 32))
+    with pytest.raises(UserError, match="TRAIN.RESIZE is 20, too small .*IM_SIZE 32"):
+        TrainingImages(images, 32, 0.08, seed=1, resize=20)
 
 
 def test_image_lists(tmp_path):

@@ -158,8 +158,18 @@ def test_a_descriptor_that_is_not_finite_is_a_failure(model, photos, tmp_path):
 
     store = _fill(Broken(), images_of(photos), tmp_path / "store")
     reasons = dict(store.errors())
-    assert reasons["photo.00 ü.jpg"] == "its descriptor is not finite"
+    assert reasons["photo.00 ü.jpg"] == "no finite descriptor (48 x 64 pixels)"
     assert "sub dir/photo.01 ü.jpg" not in reasons
+
+
+def test_an_image_too_small_for_the_network_fails_alone(photos, tmp_path):
+    names = ["tiny.png", "photo.00 ü.jpg"]
+    cv2.imwrite(str(tmp_path / "tiny.png"), np.zeros((9, 12, 3), np.uint8))
+    source = ImageSource(names, [tmp_path / "tiny.png", photos / names[1]], [None, None])
+    network = build_model(load_cfg(None, ["MODEL.ARCH", "gem", "MODEL.TYPE", "timm", "TIMM.NAME",
+                                          "convnext_atto", "MODEL.HEADS.REDUCTION_DIM", "0"]))
+    store = _fill(network, source, tmp_path / "store")
+    assert store.errors() == [("tiny.png", "no finite descriptor (12 x 9 pixels)")]
 
 
 def test_a_chunk_is_whole_or_absent_and_the_rest_is_resumed(model, photos, tmp_path):
@@ -292,3 +302,9 @@ def test_lists_and_folders(tmp_path, photos):
                               ("absent", "does not exist")]:
         with pytest.raises(UserError, match=message):
             images_of(tmp_path / location)
+    # A training list will do: its labels are no part of the paths
+    (photos / "labelled.txt").write_text("photo.00 ü.jpg 3\nsub dir/photo.01 ü.jpg 0\n")
+    assert images_of(photos / "labelled.txt").names == ["photo.00 ü.jpg", "sub dir/photo.01 ü.jpg"]
+    (tmp_path / "img 7").write_bytes(b"")
+    (tmp_path / "numbered.txt").write_text("img 7\n")
+    assert images_of(tmp_path / "numbered.txt").names == ["img 7"]

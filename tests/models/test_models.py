@@ -7,6 +7,7 @@ from dolg.config import load_cfg
 from dolg.errors import UserError
 from dolg.models import build_model
 from dolg.models.backbones.resnet import ResNet
+from dolg.models.backbones.timm import TimmBackbone
 from dolg.models.builders import MODELS
 from dolg.models.dolg import orthogonal_part
 from dolg.models.layers import GeM
@@ -17,26 +18,43 @@ BACKBONES = {
     "resnext50": ["MODEL.DEPTH", "50", "RESNET.NUM_GROUPS", "32", "RESNET.WIDTH_PER_GROUP", "4"],
     "efficientnet": ["MODEL.TYPE", "timm", "TIMM.NAME", "tf_efficientnet_lite0"],
     "densenet": ["MODEL.TYPE", "timm", "TIMM.NAME", "densenet121"],
+    "resnest": ["MODEL.TYPE", "timm", "TIMM.NAME", "resnest14d"],
+    "nfnet": ["MODEL.TYPE", "timm", "TIMM.NAME", "nf_regnet_b0"],
+    "convnext": ["MODEL.TYPE", "timm", "TIMM.NAME", "convnext_atto"],
+    "swin": ["MODEL.TYPE", "timm", "TIMM.NAME", "swin_tiny_patch4_window7_224"],
+    "vit": ["MODEL.TYPE", "timm", "TIMM.NAME", "vit_tiny_patch16_224"],
+    "dinov2": ["MODEL.TYPE", "timm", "TIMM.NAME", "vit_small_patch14_dinov2"],
 }
+# Those whose maps are not cut by exactly their strides: patches of 14 pixels
+UNEVEN = {"dinov2"}
 
 
 def _model(*options):
     torch.manual_seed(0)
-    return build_model(load_cfg(None, ["MODEL.HEADS.REDUCTION_DIM", "24", *options]))
+    return build_model(load_cfg(None, ["MODEL.HEADS.REDUCTION_DIM", "24", "MODEL.DELG.LOCAL_DIM",
+                                       "20", "MODEL.CGD.FEATURE_DIM", "24", *options]))
 
 
 @pytest.mark.parametrize("arch", MODELS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_shapes_and_gradients(arch, backbone):
     model = _model("MODEL.ARCH", arch, *BACKBONES[backbone]).train()
-    outputs = model(torch.randn(2, 3, 96, 64))
-    assert outputs["global"].shape == (2, 24) and model.dim == 24
-    if arch == "dolg":
-        channels = model.backbone.channels["stage3"]
-        assert outputs["local"].shape == (2, channels, 6, 4)
-        assert outputs["attention"].shape == (2, 1, 6, 4) and (outputs["attention"] > 0).all()
-    assert torch.isfinite(outputs["global"]).all()
-    outputs["global"].square().sum().backward()
+    outputs = model(torch.randn(2, 3, 112, 84))
+    assert outputs["global"].shape == (2, 24) and model.dim == model.dims["global"] == 24
+    if arch in ("dolg", "delg"):
+        channels = {"dolg": model.backbone.channels["stage3"], "delg": 20}[arch]
+        size = outputs["attention"].shape[2:]
+        assert outputs["local"].shape == (2, channels, *size)
+        assert outputs["attention"].shape == (2, 1, *size) and (outputs["attention"] > 0).all()
+    if arch == "cgd":
+        assert outputs["auxiliary"].shape == (2, model.dims["auxiliary"])
+        torch.testing.assert_close(outputs["global"].norm(dim=1), torch.ones(2))
+    for output in outputs.values():
+        assert torch.isfinite(output).all()
+    # Not the length, which is CGD's 1 whatever the weights
+    (outputs["global"] * torch.randn(2, 24)).sum().backward(retain_graph=True)
+    if arch == "delg":
+        outputs["local"].square().sum().backward()
     without = [name for name, p in model.named_parameters()
                if p.grad is None or not torch.isfinite(p.grad).all()]
     assert not without
@@ -47,10 +65,15 @@ def test_backbones_announce_their_maps(backbone):
     network = _model(*BACKBONES[backbone]).backbone.eval()
     with torch.no_grad():
         maps = network(torch.randn(1, 3, 128, 96))
-    assert list(maps) == ["stage3", "stage4"]
+        odd = network(torch.randn(1, 3, 117, 75))       # an image as it comes
+    assert list(maps) == list(odd) == ["stage3", "stage4"]
     for name, map_ in maps.items():
         stride = network.strides[name]
-        assert map_.shape == (1, network.channels[name], 128 // stride, 96 // stride)
+        assert map_.shape[:2] == odd[name].shape[:2] == (1, network.channels[name])
+        if backbone not in UNEVEN:
+            assert map_.shape[2:] == (128 // stride, 96 // stride)
+        assert map_.shape[2] >= odd[name].shape[2] and map_.shape[3] >= odd[name].shape[3]
+        assert torch.isfinite(odd[name]).all()
     assert network.input_spec.colour in ("rgb", "bgr")
 
 
@@ -111,8 +134,114 @@ def test_gem_stays_in_float32_under_autocast():
     assert pooled.dtype == torch.float32 and torch.isfinite(pooled).all()
 
 
+def test_the_attention_of_delg_never_reaches_the_backbone():
+    model = _model("MODEL.ARCH", "delg", *BACKBONES["resnet18"]).train()
+    outputs = model(torch.randn(2, 3, 64, 64))
+    (outputs["local"].sum() + outputs["attention"].sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == name.startswith("attention."), name
+
+
+@pytest.mark.parametrize("config", ["S", "M", "G", "SM", "MS", "SG", "GS", "MG", "GM", "SMG", "MSG",
+                                    "GSM", "GMS", "SS"])
+def test_cgd_against_its_definition(config):
+    model = _model("MODEL.ARCH", "cgd", "MODEL.CGD.CONFIG", config, *BACKBONES["resnet18"]).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        outputs = model(images)
+        maps = model.backbone(images)["stage4"].double().numpy()
+    pools = {"S": lambda m: m.mean((2, 3)), "M": lambda m: m.max((2, 3)),
+             "G": lambda m: (np.maximum(m, 1e-6) ** 3).mean((2, 3)) ** (1 / 3)}
+    parts = []
+    for letter, branch in zip(config, model.branches):
+        part = pools[letter](maps) @ branch.weight.detach().double().numpy().T
+        parts.append(part / np.linalg.norm(part, axis=1, keepdims=True))
+    expected = np.concatenate(parts, axis=1) / np.sqrt(len(config))
+    np.testing.assert_allclose(outputs["global"], expected, atol=1e-6)
+    np.testing.assert_allclose(outputs["auxiliary"], pools[config[0]](maps), rtol=1e-5)
+
+
+def test_cgd_keeps_the_resolution_of_the_third_stage():
+    backbone = _model("MODEL.ARCH", "cgd", "RESNET.STRIDES", "[1, 2, 1, 2]",
+                      *BACKBONES["resnet50"]).backbone
+    assert backbone.strides == {"stage3": 8, "stage4": 16}
+    with torch.no_grad():
+        assert backbone(torch.randn(1, 3, 224, 224))["stage4"].shape[2:] == (14, 14)
+
+
+def test_colours_and_statistics_follow_the_configuration():
+    assert _model(*BACKBONES["resnet18"]).input_spec.colour == "bgr"
+    rgb = _model("MODEL.ARCH", "cgd", *BACKBONES["resnet18"]).input_spec
+    assert rgb.colour == "rgb" and rgb.mean == (0.485, 0.456, 0.406) and not rgb.antialias
+    given = _model("INPUT.MEAN", "[0.1, 0.2, 0.3]", "INPUT.ANTIALIAS", "True", "INPUT.COLOUR",
+                   "rgb", *BACKBONES["resnet18"]).input_spec
+    assert given.mean == (0.1, 0.2, 0.3) and given.sd == rgb.sd and given.antialias
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "convnext", "vit"])
+def test_recomputed_activations_give_the_same_gradients(backbone):
+    """And the same running statistics: the second pass must not count."""
+    results = []
+    for flag in ("False", "True"):
+        model = _model("MODEL.ARCH", "gem", "TRAIN.ACT_CHECKPOINT", flag, *BACKBONES[backbone])
+        model.train()
+        torch.manual_seed(3)
+        model(torch.randn(4, 3, 64, 64))["global"].square().sum().backward()
+        results.append(({k: p.grad for k, p in model.named_parameters()}, dict(model.named_buffers())))
+    (kept, kept_buffers), (anew, anew_buffers) = results
+    assert kept.keys() == anew.keys()
+    for key in kept:
+        torch.testing.assert_close(anew[key], kept[key], rtol=1e-4, atol=1e-6)
+    for key in kept_buffers:
+        torch.testing.assert_close(anew_buffers[key], kept_buffers[key])
+
+
+def test_recomputing_keeps_fewer_activations():
+    kept = []
+    for flag in ("False", "True"):
+        model = _model("MODEL.ARCH", "gem", "TRAIN.ACT_CHECKPOINT", flag, *BACKBONES["resnet50"])
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor):
+            model.train()(torch.randn(1, 3, 64, 64))
+        kept.append(sum(saved))
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
+def test_vision_transformers_keep_all_blocks(name):
+    import timm
+
+    network = TimmBackbone(name).eval()
+    whole = timm.create_model(name, dynamic_img_size=True, dynamic_img_pad=True).eval()
+    blocks = {key: value for key, value in whole.state_dict().items()
+              if not key.startswith(("norm.", "head.", "fc_norm."))}
+    assert len(network.body.model.blocks) == 12
+    network.body.model.load_state_dict(blocks)
+    images = torch.randn(1, 3, 112, 84)
+    with torch.no_grad():
+        expected = whole.forward_intermediates(images, indices=[8, 11], norm=False,
+                                               intermediates_only=True)
+        for mine, theirs in zip(network(images).values(), expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_a_backbone_with_one_map_is_explained(monkeypatch):
+    from dolg.models.backbones import timm as timm_backbone
+
+    monkeypatch.setattr(timm_backbone, "_last_two", lambda strides: (len(strides) - 1,))
+    options = ["MODEL.TYPE", "timm", "TIMM.NAME", "tf_efficientnet_lite0"]
+    assert _model("MODEL.ARCH", "gem", *options).backbone.channels == {"stage4": 320}
+    with pytest.raises(UserError, match="needs the last two maps.* such as tf_efficientnet_b5"):
+        _model("MODEL.ARCH", "dolg", *options)
+
+
 @pytest.mark.parametrize("options, message", [
-    (["MODEL.ARCH", "dlog"], "MODEL.ARCH is 'dlog': choose one of dolg, gem (did you mean 'dolg'?)"),
+    (["MODEL.ARCH", "dlog"], "MODEL.ARCH is 'dlog': choose one of cgd, delg, dolg, gem (did you mean 'dolg'?)"),
+    (["MODEL.ARCH", "cgd", "MODEL.CGD.CONFIG", "SX"], "MODEL.CGD.CONFIG is 'SX': give letters of"),
+    (["MODEL.ARCH", "cgd", "MODEL.CGD.FEATURE_DIM", "25"], "does not split evenly among the 2"),
+    (["MODEL.TYPE", "timm", "TIMM.NAME", "sknet_nothing"], "which timm"),
+    (["MODEL.TYPE", "timm", "TIMM.NAME", "densenet121", "INPUT.COLOUR", "bgr"], "takes rgb"),
     (["MODEL.TYPE", "vgg"], "MODEL.TYPE is 'vgg': choose one of resnet, timm"),
     (["MODEL.DEPTH", "51"], "MODEL.DEPTH is 51: choose one of 18, 34, 50, 101, 152"),
     (["MODEL.HEADS.IN_FEAT", "512"], "512, but the last stage of this backbone has 2048"),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from dolg.errors import UserError
 from dolg.models.backbones.input_spec import PYCLS
+from dolg.models.layers import init_convolutions, recomputed
 
 # Blocks per stage
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
@@ -91,18 +92,21 @@ class ResNet(nn.Module):
         groups, width_per_group: of the bottleneck's 3x3 convolution.
         stride_1x1: stride on the bottleneck's 1x1 (MSRA) instead of its 3x3 convolution.
         stem_width: channels after the stem; 64 in the papers.
+        stage_strides: of the four stages, after the stem's 4.
         zero_init_final_gamma: start every residual branch at zero.
+        recompute: do not keep the blocks' activations for the backward pass.
 
-    `forward(images (B,3,H,W))` gives {"stage3": (B,C3,H/16,W/16), "stage4": (B,C4,H/32,W/32)}.
-    Raises UserError for an unknown depth or block.
+    `forward(images (B,3,H,W))` gives the maps "stage3" and "stage4", by default of
+    (B,C3,H/16,W/16) and (B,C4,H/32,W/32). Raises UserError for an unknown depth or block.
     """
 
-    strides = {"stage3": 16, "stage4": 32}
     input_spec = PYCLS
 
     def __init__(self, depth: int, block: str = "", groups: int = 1, width_per_group: int = 64,
-                 stride_1x1: bool = False, stem_width: int = 64, bn_eps: float = 1e-5,
-                 bn_momentum: float = 0.1, zero_init_final_gamma: bool = False):
+                 stride_1x1: bool = False, stem_width: int = 64,
+                 stage_strides: tuple[int, ...] = (1, 2, 2, 2), bn_eps: float = 1e-5,
+                 bn_momentum: float = 0.1, zero_init_final_gamma: bool = False,
+                 recompute: bool = False):
         super().__init__()
         basic = self._is_basic(depth, block)
         if basic and groups != 1:
@@ -118,19 +122,24 @@ class ResNet(nn.Module):
             width = groups * width_per_group * stem_width // 64 * 2 ** stage
             return BottleneckTransform(w_in, w_out, stride, norm, width, groups, stride_1x1)
 
+        self.recompute = recompute
         self.stem = Stem(stem_width, norm)
         w_in, w_out = stem_width, stem_width * (1 if basic else 4)
         for stage, blocks in enumerate(DEPTHS[depth]):
             layers = nn.Sequential()
             for i in range(blocks):
-                stride = 2 if i == 0 and stage > 0 else 1
+                stride = stage_strides[stage] if i == 0 else 1
                 block_ = ResBlock(w_in, w_out, stride, norm, transform(w_in, w_out, stride, stage))
                 layers.add_module(f"b{i + 1}", block_)
                 w_in = w_out
             self.add_module(f"s{stage + 1}", layers)
             w_out *= 2
         self.channels = {"stage3": w_in // 2, "stage4": w_in}
-        self._init_weights(zero_init_final_gamma)
+        self.strides = {"stage3": 4 * math.prod(stage_strides[:3]),
+                        "stage4": 4 * math.prod(stage_strides)}
+        init_convolutions(self)
+        if zero_init_final_gamma:
+            self._start_branches_at_zero()
 
     @staticmethod
     def _is_basic(depth: int, block: str) -> bool:
@@ -142,16 +151,19 @@ class ResNet(nn.Module):
                             f"has {natural}: give that, or leave it empty")
         return natural == "basic_transform"
 
-    def _init_weights(self, zero_init_final_gamma: bool) -> None:
-        """Normal with variance 2 / fan-out (He et al., ICCV 2015), as pycls starts."""
+    def _start_branches_at_zero(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            elif zero_init_final_gamma and hasattr(module, "last_norm"):
+            if hasattr(module, "last_norm"):
                 nn.init.zeros_(getattr(module, module.last_norm).weight)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = self.s2(self.s1(self.stem(images)))
-        stage3 = self.s3(x)
-        return {"stage3": stage3, "stage4": self.s4(stage3)}
+        x = self._stage(self.s2, self._stage(self.s1, self.stem(images)))
+        stage3 = self._stage(self.s3, x)
+        return {"stage3": stage3, "stage4": self._stage(self.s4, stage3)}
+
+    def _stage(self, blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return blocks(x)
+        for block in blocks:
+            x = recomputed(block, x)
+        return x

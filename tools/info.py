@@ -1,0 +1,50 @@
+"""A model's parts, parameters and multiply-adds: python tools/info.py --cfg FILE [KEY VALUE ...]"""
+import json
+from pathlib import Path
+
+import torch
+
+from dolg.config import load_cfg
+from dolg.core.cli import config_parser, run
+from dolg.errors import UserError
+from dolg.files import write_atomically
+from dolg.losses import build_loss
+from dolg.models import build_model
+from dolg.models.complexity import complexity
+
+
+def main() -> None:
+    parser = config_parser("Count a model's parameters, multiply-adds and activations.")
+    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"),
+                        help="size of the image (default: TRAIN.IM_SIZE, a square)")
+    parser.add_argument("--depth", type=int, default=2, metavar="N",
+                        help="how far to take the model apart (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the counts to FILE")
+    args = parser.parse_args()
+    cfg = load_cfg(args.cfg, args.opts)
+    size = args.size or [cfg.TRAIN.IM_SIZE] * 2
+    if min(size) < 1:
+        raise UserError(f"--size is {size[0]} {size[1]}: give pixels, at least 1")
+    with torch.device("meta"):
+        model = build_model(cfg)
+        loss = build_loss(cfg, model.dims, torch.ones(cfg.MODEL.NUM_CLASSES, device="cpu"))
+    parts = complexity(model, *size, depth=args.depth)
+    classes = sum(p.numel() for p in loss.parameters())
+    print(f"{cfg.MODEL.ARCH} on {cfg.TIMM.NAME or f'ResNet-{cfg.MODEL.DEPTH}'}, an image of "
+          f"{size[0]} x {size[1]} pixels; descriptor of {model.dim} dimensions, "
+          f"{model.input_spec.colour}")
+    width = max(len(part.name) for part in parts) + 2
+    print(f"{'':{width}}{'parameters':>14}{'multiply-adds':>18}{'activations':>15}")
+    for part in (*parts[1:], parts[0]):
+        print(f"{part.name:{width}}{part.parameters:>14,}{part.multiply_adds:>18,}"
+              f"{part.activations:>15,}")
+    print(f"{'in training':{width}}{parts[0].parameters + classes:>14,}  with the loss's {classes:,}"
+          f" for {cfg.MODEL.NUM_CLASSES:,} classes")
+    if args.json:
+        write_atomically(args.json, json.dumps(
+            {"size": size, "dim": model.dim, "loss_parameters": classes,
+             "parts": [vars(part) for part in parts]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
