@@ -22,8 +22,7 @@ def _resnet(cfg) -> nn.Module:
         stride_1x1=cfg.RESNET.STRIDE_1X1,
         stem_width=cfg.RESNET.STEM_WIDTH,
         stage_strides=tuple(cfg.RESNET.STRIDES),
-        bn_eps=cfg.BN.EPS,
-        bn_momentum=cfg.BN.MOM,
+        **_norms(cfg),
         zero_init_final_gamma=cfg.BN.ZERO_INIT_FINAL_GAMMA,
         recompute=cfg.TRAIN.ACT_CHECKPOINT,
     )
@@ -34,27 +33,11 @@ def _timm(cfg) -> nn.Module:
 
 
 def _dolg(cfg, backbone) -> nn.Module:
-    return DOLG(
-        backbone,
-        dim=cfg.MODEL.HEADS.REDUCTION_DIM,
-        multi_atrous=cfg.MODEL.WITH_MA,
-        gem_p=cfg.MODEL.GEM.P,
-        gem_eps=cfg.MODEL.GEM.EPS,
-        bn_eps=cfg.BN.EPS,
-        bn_momentum=cfg.BN.MOM,
-    )
+    return DOLG(backbone, multi_atrous=cfg.MODEL.WITH_MA, **_pooling(cfg), **_norms(cfg))
 
 
 def _delg(cfg, backbone) -> nn.Module:
-    return DELG(
-        backbone,
-        dim=cfg.MODEL.HEADS.REDUCTION_DIM,
-        local_dim=cfg.MODEL.DELG.LOCAL_DIM,
-        gem_p=cfg.MODEL.GEM.P,
-        gem_eps=cfg.MODEL.GEM.EPS,
-        bn_eps=cfg.BN.EPS,
-        bn_momentum=cfg.BN.MOM,
-    )
+    return DELG(backbone, local_dim=cfg.MODEL.DELG.LOCAL_DIM, **_pooling(cfg), **_norms(cfg))
 
 
 def _cgd(cfg, backbone) -> nn.Module:
@@ -62,12 +45,16 @@ def _cgd(cfg, backbone) -> nn.Module:
 
 
 def _gem(cfg, backbone) -> nn.Module:
-    return GeMModel(
-        backbone,
-        dim=cfg.MODEL.HEADS.REDUCTION_DIM,
-        gem_p=cfg.MODEL.GEM.P,
-        gem_eps=cfg.MODEL.GEM.EPS,
-    )
+    return GeMModel(backbone, **_pooling(cfg))
+
+
+def _pooling(cfg) -> dict:
+    return {"dim": cfg.MODEL.HEADS.REDUCTION_DIM, "gem_p": cfg.MODEL.GEM.P,
+            "gem_eps": cfg.MODEL.GEM.EPS}
+
+
+def _norms(cfg) -> dict:
+    return {"bn_eps": cfg.BN.EPS, "bn_momentum": cfg.BN.MOM}
 
 
 BACKBONES = {"resnet": _resnet, "timm": _timm}

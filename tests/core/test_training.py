@@ -13,6 +13,10 @@ import torch
 from dolg.config import load_cfg
 from dolg.core.checkpoint import newest_checkpoint
 from dolg.core.trainer import train
+from dolg.data.augment import centre_view
+from dolg.data.decode import read_image
+from dolg.data.preprocess import preprocess
+from dolg.models import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,3 +150,59 @@ def test_classification_error_on_a_held_out_list(tiny, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     tested = [line for line in lines if line["kind"] == "test_epoch"]
     assert len(tested) == 1 and 0 <= tested[0]["top1_err"] <= 100 and tested[0]["top5_err"] == 0
+
+
+def _slow_recall(checkpoint: dict, root: Path, cfg, k: int) -> float:
+    """Recall@k in percent, image by image, of the checkpoint's model on the toy validation list."""
+    model = build_model(cfg).eval()
+    model.load_state_dict(checkpoint["model"])
+    spec, vectors, labels = model.input_spec, [], []
+    for line in (root / "toy" / "val_list.txt").read_text().splitlines():
+        path, label = line.rsplit(" ", 1)
+        view = centre_view(read_image(root / "toy" / path), cfg.TEST.IM_SIZE, cfg.TRAIN.IM_SIZE)
+        images = preprocess(view[None], tuple(view.shape[1:]), spec.colour, spec.mean, spec.sd)
+        with torch.no_grad():
+            vectors.append(torch.nn.functional.normalize(model(images)["global"])[0])
+        labels.append(int(label))
+    hits = 0
+    for i, vector in enumerate(vectors):
+        others = sorted((j for j in range(len(vectors)) if j != i),
+                        key=lambda j: -float(vector @ vectors[j]))
+        hits += any(labels[j] == labels[i] for j in others[:k])
+    return 100 * hits / len(vectors)
+
+
+def test_recall_on_held_out_classes(tiny, toy_images, tmp_path):
+    """Balanced batches, a loss without logits, and a list whose labels training has not."""
+    labels = [line.rsplit(" ", 1) for line in (toy_images / "toy" / "val_list.txt").open()]
+    (tmp_path / "shifted.txt").write_text(
+        "".join(f"{toy_images / 'toy' / path} {int(label) + 100}\n" for path, label in labels))
+    options = ["LOSS.NAME", "triplet", "TRAIN.IMAGES_PER_CLASS", 2, "TEST.DATASET", "toy",
+               "TEST.SPLIT", tmp_path / "shifted.txt", "TEST.METRIC", "recall", "TEST.RECALLS",
+               "[1, 3]", "TEST.IM_SIZE", 48, "TEST.BATCH_SIZE", 3, "OPTIM.MAX_EPOCH", 1]
+    out = tmp_path / "out"
+    checkpoint = _train(tiny, out, *options)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    tested, = [line for line in lines if line["kind"] == "test_epoch"]
+    assert not any("top1_err" in line for line in lines) and set(checkpoint["loss"]) == set()
+    cfg = load_cfg(str(ROOT / tiny[1]), [str(o) for o in (*tiny[2:], *options)])
+    for k in (1, 3):
+        assert tested[f"R@{k}"] == pytest.approx(_slow_recall(checkpoint, toy_images, cfg, k))
+    assert 0 < tested["MAP@R"] <= 100
+
+
+def test_two_processes_evaluate_as_one(tiny, tmp_path):
+    options = [*map(str, tiny), "TEST.DATASET", "toy", "TEST.METRIC", "recall", "TEST.IM_SIZE", "48",
+               "TEST.BATCH_SIZE", "4", "OPTIM.MAX_EPOCH", "1", "BN.FREEZE", "True"]
+    figures = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+             str(processes), "tools/train.py", *options, "OUT_DIR", str(out)],
+            cwd=ROOT, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        figures.append({key: value for key, value in lines[-1].items() if key.startswith("R@")})
+    assert set(figures[0]) == {"R@1", "R@2", "R@4", "R@8"} and figures[0] == figures[1]
