@@ -74,8 +74,9 @@ _C.RESNET.NUM_GROUPS = 1
 _C.RESNET.WIDTH_PER_GROUP = 64
 # Stride of a bottleneck on its 1x1 (True: MSRA) or on its 3x3 convolution (False: torchvision)
 _C.RESNET.STRIDE_1X1 = False
-# Stride of each stage; CGD keeps the third at 1
-_C.RESNET.STRIDES = [1, 2, 2, 2]
+# Stride of each stage; empty: as the original of MODEL.ARCH has it (cgd: 1, 2, 1, 2; the others:
+# 1, 2, 2, 2)
+_C.RESNET.STRIDES = []
 # Channels after the stem; every stage's width follows from it (64 is the published network)
 _C.RESNET.STEM_WIDTH = 64
 
@@ -107,30 +108,30 @@ _C.LOSS.SMOOTHING = 0.0
 _C.LOSS.TEMPERATURE = 1.0
 # subcenter_arcface: centres per class
 _C.LOSS.SUBCENTERS = 3
+_C.LOSS.ADAPTIVE = CfgNode()
 # adaptive_arcface: margins by class frequency, from LOW (the most frequent class) to HIGH (the
 # rarest), falling as frequency ** -POWER
-_C.LOSS.ADAPTIVE = CfgNode()
 _C.LOSS.ADAPTIVE.LOW = 0.05
 _C.LOSS.ADAPTIVE.HIGH = 0.5
 _C.LOSS.ADAPTIVE.POWER = 0.25
+_C.LOSS.TRIPLET = CfgNode()
 # triplet: margin, and which triplets count: hard (of each anchor the farthest positive and the
 # nearest negative) or semihard (negatives farther than the positive, within the margin)
-_C.LOSS.TRIPLET = CfgNode()
 _C.LOSS.TRIPLET.MARGIN = 0.1
 _C.LOSS.TRIPLET.MINING = "hard"
-# contrastive: distances up to which positives, and from which negatives, cost nothing
 _C.LOSS.CONTRASTIVE = CfgNode()
+# contrastive: distances up to which positives, and from which negatives, cost nothing
 _C.LOSS.CONTRASTIVE.POSITIVE_MARGIN = 0.0
 _C.LOSS.CONTRASTIVE.NEGATIVE_MARGIN = 0.5
-# multi_similarity: weights of positive and negative pairs, their threshold, the mining margin
 _C.LOSS.MULTI_SIMILARITY = CfgNode()
+# multi_similarity: weights of positive and negative pairs, their threshold, the mining margin
 _C.LOSS.MULTI_SIMILARITY.ALPHA = 2.0
 _C.LOSS.MULTI_SIMILARITY.BETA = 50.0
 _C.LOSS.MULTI_SIMILARITY.BASE = 0.5
 _C.LOSS.MULTI_SIMILARITY.EPSILON = 0.1
+_C.LOSS.PML = CfgNode()
 # pml.NAME: arguments of the loss; a miner of pytorch-metric-learning by name (empty: none) and
 # its arguments. Any keys: they are passed on
-_C.LOSS.PML = CfgNode()
 _C.LOSS.PML.ARGS = CfgNode(new_allowed=True)
 _C.LOSS.PML.MINER = ""
 _C.LOSS.PML.MINER_ARGS = CfgNode(new_allowed=True)
@@ -337,8 +338,8 @@ def _check_lists(cfg: CfgNode) -> None:
     if cfg.OPTIM.LR_POLICY == "steps" and (not steps or steps[0] != 0 or sorted(steps) != steps):
         raise UserError(f"OPTIM.STEPS is {steps}: give epochs in rising order, the first 0")
     strides = cfg.RESNET.STRIDES
-    if len(strides) != 4 or any(stride not in (1, 2) for stride in strides):
-        raise UserError(f"RESNET.STRIDES is {strides}: give four numbers, each 1 or 2")
+    if len(strides) not in (0, 4) or any(stride not in (1, 2) for stride in strides):
+        raise UserError(f"RESNET.STRIDES is {strides}: give four numbers, each 1 or 2, or none")
     for key in ("INPUT.MEAN", "INPUT.SD"):
         if len(_get(cfg, key)) not in (0, 3):
             raise UserError(f"{key} is {_get(cfg, key)}: give three numbers, or none")

@@ -123,20 +123,40 @@ def test_bad_files_are_explained(tmp_path, content, message):
         load_cfg(str(file))
 
 
+def _chain(node) -> list[str]:
+    """["cfg", "LOSS", "NAME"] of the expression cfg.LOSS.NAME; [] of any other."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.insert(0, node.attr)
+        node = node.value
+    return [node.id, *parts] if isinstance(node, ast.Name) and parts else []
+
+
+def _chains(tree) -> set[str]:
+    """Everything of the form SECTION.KEY that is read, also through a local name for a section."""
+    found, sections = set(), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and _chain(node.value):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    sections.setdefault(target.id, set()).add(".".join(_chain(node.value)[1:]))
+    for node in ast.walk(tree):
+        parts = _chain(node)
+        for start in range(1, len(parts)):
+            found.add(".".join(parts[start:]))
+        if parts:
+            found |= {".".join([section, *parts[1:]]) for section in sections.get(parts[0], ())}
+    return found
+
+
 def test_every_key_is_read_somewhere():
     """Looks for the attribute chain ...SECTION.KEY in the code outside config.py."""
     chains = set()
     for file in [*ROOT.glob("dolg/**/*.py"), *ROOT.glob("tools/*.py")]:
-        if file.name == "config.py":
-            continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            parts = []
-            while isinstance(node, ast.Attribute):
-                parts.insert(0, node.attr)
-                node = node.value
-            for start in range(len(parts)):
-                chains.add(".".join(parts[start:]))
-    # optimizer.py reads OPTIM.* through a local name `optim`
+        if file.name != "config.py":
+            chains |= _chains(ast.parse(file.read_text(encoding="utf-8")))
+    # self.cfg.SECTION.KEY, and optimizer.py's OPTIM.* through an argument `optim`
+    chains |= {chain.removeprefix("cfg.") for chain in chains}
     chains |= {f"OPTIM.{chain}" for chain in set(chains)}
     unread = [key for key, _ in _leaves(get_cfg()) if key not in chains]
     assert unread == []

@@ -1,5 +1,7 @@
 """Reading an image file into pixels."""
 import warnings
+from collections.abc import Callable
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -7,7 +9,6 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 
 class ImageError(Exception):
@@ -19,6 +20,18 @@ class ImageError(Exception):
 
     def __reduce__(self):
         return type(self), (self.path, self.reason)
+
+
+@cache
+def jpeg_decoder() -> Callable[[torch.Tensor], torch.Tensor]:
+    """torchvision's decoder of a JPEG file's bytes (n,) uint8, as uint8 (3,H,W), RGB, upright.
+
+    Imported when first asked for: that takes two seconds, for which a command that shows its help
+    or a mistake need not wait. Asked for before worker processes start, it is there in all.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return partial(decode_jpeg, mode=ImageReadMode.RGB, apply_exif_orientation=True)
 
 
 def read_image(path: str | Path, max_pixels: int = 100_000_000) -> torch.Tensor:
@@ -37,8 +50,7 @@ def read_image(path: str | Path, max_pixels: int = 100_000_000) -> torch.Tensor:
     buffer = np.frombuffer(data, np.uint8)
     if kind == "JPEG":
         try:
-            return decode_jpeg(torch.from_numpy(buffer.copy()), mode=ImageReadMode.RGB,
-                               apply_exif_orientation=True)
+            return jpeg_decoder()(torch.from_numpy(buffer.copy()))
         except RuntimeError as error:
             raise ImageError(path, _first_line(error)) from None
     return _decode_other(path, buffer, data)

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dolg.data.augment import centre_view, random_square_view, random_view, square_view
-from dolg.data.decode import ImageError, read_image
+from dolg.data.decode import ImageError, jpeg_decoder, read_image
 from dolg.data.image_list import ImageList
 from dolg.data.preprocess import preprocess
 from dolg.errors import UserError
@@ -252,6 +252,7 @@ class StepLoader:
     def __init__(self, dataset: Dataset, sampler: Sampler, input_spec, workers: int,
                  pin_memory: bool):
         self.sampler = sampler
+        jpeg_decoder()      # once, before the workers start
         self._loader = DataLoader(
             dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory,
             collate_fn=_Collate(input_spec), persistent_workers=workers > 0)

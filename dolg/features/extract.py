@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dolg.data.decode import ImageError, read_image
+from dolg.data.decode import ImageError, jpeg_decoder, read_image
 from dolg.data.preprocess import crop_to_box, preprocess, scaled_size
 from dolg.features.sources import ImageSource
 from dolg.features.store import StoreWriter
@@ -89,6 +89,7 @@ class Extractor:
              progress: bool) -> int:
         """Compute `chunks` of the store; returns how many of their images failed."""
         order = [i for chunk in chunks for i in writer.rows(chunk)]
+        jpeg_decoder()      # once, before the workers start
         loader = DataLoader(DecodedImages(source, order, self.max_pixels), batch_size=None,
                             num_workers=min(self.workers, len(order)))
         failed = 0

@@ -21,7 +21,7 @@ def _resnet(cfg) -> nn.Module:
         width_per_group=cfg.RESNET.WIDTH_PER_GROUP,
         stride_1x1=cfg.RESNET.STRIDE_1X1,
         stem_width=cfg.RESNET.STEM_WIDTH,
-        stage_strides=tuple(cfg.RESNET.STRIDES),
+        stage_strides=tuple(cfg.RESNET.STRIDES or STRIDES.get(cfg.MODEL.ARCH, (1, 2, 2, 2))),
         **_norms(cfg),
         zero_init_final_gamma=cfg.BN.ZERO_INIT_FINAL_GAMMA,
         recompute=cfg.TRAIN.ACT_CHECKPOINT,
@@ -59,6 +59,8 @@ def _norms(cfg) -> dict:
 
 BACKBONES = {"resnet": _resnet, "timm": _timm}
 MODELS = {"dolg": _dolg, "delg": _delg, "cgd": _cgd, "gem": _gem}
+# Strides of a ResNet's stages, where the original of the model has others than the ResNet
+STRIDES = {"cgd": (1, 2, 1, 2)}
 # The models that use the map before the last as well
 NEED_STAGE3 = {"dolg", "delg"}
 

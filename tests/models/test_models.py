@@ -162,8 +162,9 @@ def test_cgd_against_its_definition(config):
 
 
 def test_cgd_keeps_the_resolution_of_the_third_stage():
-    backbone = _model("MODEL.ARCH", "cgd", "RESNET.STRIDES", "[1, 2, 1, 2]",
-                      *BACKBONES["resnet50"]).backbone
+    given = _model("MODEL.ARCH", "gem", "RESNET.STRIDES", "[1, 2, 1, 2]", *BACKBONES["resnet18"])
+    assert given.backbone.strides == {"stage3": 8, "stage4": 16}
+    backbone = _model("MODEL.ARCH", "cgd", *BACKBONES["resnet50"]).backbone
     assert backbone.strides == {"stage3": 8, "stage4": 16}
     with torch.no_grad():
         assert backbone(torch.randn(1, 3, 224, 224))["stage4"].shape[2:] == (14, 14)
