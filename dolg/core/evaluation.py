@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dolg.core.distributed import gather
-from dolg.core.meters import Meter
+from dolg.core.meters import Meter, figures_of
 from dolg.data.loader import StepLoader
 from dolg.features.extract import average_scales
 from dolg.search.classes import evaluate_classes
@@ -23,7 +23,7 @@ def classification_error(module: nn.Module, loader: StepLoader, device: torch.de
         labels = batch.labels.to(device)
         with autocast():
             outputs = module(batch.images.to(device), labels)
-        meter.update(outputs, labels)
+        meter.update(figures_of(outputs, labels), len(labels))
     return meter.summary()
 
 

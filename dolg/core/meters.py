@@ -13,6 +13,16 @@ def top_k_hits(logits: torch.Tensor, labels: torch.Tensor, ks: tuple[int, ...]) 
     return [float(hits[:, :k].sum()) for k in ks]
 
 
+def figures_of(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> dict[str, float]:
+    """What a meter counts of a loss's outputs: its scalars, and the share of top-1 and top-5 hits
+    where it classifies."""
+    figures = {name: value.item() for name, value in outputs.items() if value.ndim == 0}
+    if "logits" in outputs:
+        top1, top5 = top_k_hits(outputs["logits"], labels, (1, 5))
+        figures.update(top1=top1 / len(labels), top5=top5 / len(labels))
+    return figures
+
+
 class Meter:
     """Sums over the images of this process since the last reset, averaged over all processes."""
 
@@ -23,18 +33,12 @@ class Meter:
         self._sums: dict[str, float] = {}
         self._images, self._wait, self._start = 0, 0.0, time.perf_counter()
 
-    def update(self, outputs: dict[str, torch.Tensor], labels: torch.Tensor,
-               wait: float = 0.0) -> None:
-        """Count one step: what its loss gave, and the seconds it waited for data."""
-        count = len(labels)
-        figures = {name: value.item() * count for name, value in outputs.items()
-                   if value.ndim == 0}
-        if "logits" in outputs:
-            figures["top1"], figures["top5"] = top_k_hits(outputs["logits"], labels, (1, 5))
+    def update(self, figures: dict[str, float], count: int, wait: float = 0.0) -> None:
+        """Count one step of `count` images: its `figures_of`, the seconds it waited for data."""
         self._images += count
         self._wait += wait
         for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] = self._sums.get(name, 0.0) + value * count
 
     def summary(self) -> dict[str, float]:
         """Mean loss and terms of it, top-1 and top-5 error (percent) where the loss classifies,

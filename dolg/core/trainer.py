@@ -14,7 +14,7 @@ from dolg.core.download import weights_file
 from dolg.core.distributed import barrier, device, is_main, rank, world_size
 from dolg.core.evaluation import class_retrieval, classification_error
 from dolg.core.logging import RunLog, say
-from dolg.core.meters import Meter
+from dolg.core.meters import Meter, figures_of
 from dolg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
 from dolg.core.resume import check_same_run, restore_rng, rng_states
 from dolg.data.image_list import ImageList, read_image_list
@@ -110,9 +110,9 @@ class Trainer:
             wait = time.perf_counter() - asked
             rate = learning_rate(cfg, epoch + (step / steps if cfg.OPTIM.LR_UPDATE == "step" else 0))
             set_learning_rate(self.optimizer, rate)
-            outputs, labels = self._step(batch, epoch, step)
+            figures = self._step(batch, epoch, step)
             for meter in (period, whole):
-                meter.update(outputs, labels, wait)
+                meter.update(figures, len(batch.labels), wait)
             if (step + 1) % cfg.LOG_PERIOD == 0:
                 figures = period.summary()
                 period.reset()
@@ -125,8 +125,8 @@ class Trainer:
         say(f"epoch {epoch + 1}/{cfg.OPTIM.MAX_EPOCH}: {_in_words(figures)}, "
             f"{figures['images_per_s']:.0f} images/s")
 
-    def _step(self, batch: Batch, epoch: int, step: int):
-        """Forward, backward, update; what the loss gave, and the labels on its device."""
+    def _step(self, batch: Batch, epoch: int, step: int) -> dict[str, float]:
+        """Forward, backward, update; what there is to count."""
         images = batch.images.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         with self._autocast():
@@ -138,7 +138,7 @@ class Trainer:
         self.scaler.scale(outputs["total"]).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return outputs, labels
+        return figures_of(outputs, labels)
 
     def _describe_failure(self, loss: float, batch: Batch, epoch: int, step: int) -> str:
         """What went wrong, for the user; the paths of the batch are written to a file."""

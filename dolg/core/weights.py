@@ -146,5 +146,5 @@ def unsort_keys(parts: dict[str, dict], name: str) -> dict[str, torch.Tensor]:
 
 def swap_colours(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same network fed with its colours in the opposite order: its first layer reversed."""
-    stem = next(key for key in state if key.endswith("stem.conv.weight"))
-    return {**state, stem: state[stem].flip(1)}
+    return {key: value.flip(1) if key.endswith("stem.conv.weight") else value
+            for key, value in state.items()}

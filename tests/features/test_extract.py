@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dolg.config import load_cfg
 from dolg.data.decode import read_image
@@ -160,6 +161,28 @@ def test_a_descriptor_that_is_not_finite_is_a_failure(model, photos, tmp_path):
     reasons = dict(store.errors())
     assert reasons["photo.00 ü.jpg"] == "no finite descriptor (48 x 64 pixels)"
     assert "sub dir/photo.01 ü.jpg" not in reasons
+
+
+@pytest.mark.parametrize("antialias", ["True", "False"])
+def test_squares_as_cgd_describes_them(photos, tmp_path, antialias):
+    """Pillow's resize to a square, its colours and its statistics; or OpenCV's."""
+    network = build_model(load_cfg(None, [
+        "MODEL.ARCH", "cgd", "MODEL.CGD.FEATURE_DIM", "12", "MODEL.DEPTH", "18", "RESNET.STEM_WIDTH",
+        "8", "INPUT.ANTIALIAS", antialias, "INPUT.MEAN", "[0.4, 0.5, 0.6]", "INPUT.SD",
+        "[0.2, 0.3, 0.4]"])).eval()
+    name = "photo.00 ü.jpg"
+    store = _fill(network, ImageSource([name], [photos / name], [None]), tmp_path / "store",
+                  scales=[1.0], side=32)
+    pixels = read_image(photos / name).permute(1, 2, 0).numpy()
+    if antialias == "True":
+        resized = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
+    else:
+        resized = cv2.resize(pixels.astype(np.float32), (32, 32))
+    inputs = (resized / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.4]
+    with torch.no_grad():
+        expected = network(torch.from_numpy(inputs).float().permute(2, 0, 1)[None])["global"]
+    mine = np.concatenate(list(store.global_descriptors()))
+    np.testing.assert_allclose(mine, expected, atol=1e-2 if antialias == "True" else 1e-5)
 
 
 def test_an_image_too_small_for_the_network_fails_alone(photos, tmp_path):
