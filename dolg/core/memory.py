@@ -10,8 +10,8 @@ def keep_freed_memory() -> None:
     """Let this process reuse freed memory, where glibc would give large blocks back at once.
 
     On a CPU the maps of a large image are such blocks: the kernel clears their pages for every
-    layer anew, which took half the time of extraction (EfficientNet-Lite0, 640 x 426 pixels,
-    2 threads: 0.45 s per image, 0.24 s with this). Other C libraries are left as they are.
+    layer anew, which took half the time of extraction (benchmarks/extraction.py). Other C
+    libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -12,7 +12,7 @@ import torch
 
 from dolg.config import load_cfg
 from dolg.core.checkpoint import newest_checkpoint
-from dolg.core.trainer import train
+from dolg.core.trainer import Trainer, train
 from dolg.data.augment import centre_view
 from dolg.data.decode import read_image
 from dolg.data.preprocess import preprocess
@@ -135,6 +135,23 @@ def test_frozen_norms_keep_their_statistics(tiny, tmp_path):
     final = _train(tiny, tmp_path, "BN.FREEZE", "True", "OPTIM.MAX_EPOCH", 1)
     means = [v for k, v in final["model"].items() if k.endswith("running_mean")]
     assert means and all((mean == 0).all() for mean in means)
+
+
+def test_the_norm_of_the_auxiliary_classifier_is_never_frozen(tiny, tmp_path):
+    final = _train(tiny, tmp_path, "MODEL.ARCH", "cgd", "MODEL.CGD.FEATURE_DIM", 16, "LOSS.NAME", "",
+                   "BN.FREEZE", "True", "OPTIM.MAX_EPOCH", 1)
+    means = [v for k, v in final["model"].items() if k.endswith("running_mean")]
+    assert means and all((mean == 0).all() for mean in means)
+    assert (final["loss"]["terms.auxiliary.norm.running_mean"] != 0).any()
+
+
+def test_balanced_batches(tiny, tmp_path):
+    options = [*tiny[2:], "OUT_DIR", tmp_path, "TRAIN.IMAGES_PER_CLASS", 4]
+    trainer = Trainer(load_cfg(str(ROOT / tiny[1]), [str(option) for option in options]))
+    batches = list(trainer.train_loader.epoch(0))
+    assert len(batches) >= 2
+    for batch in batches:
+        assert sorted(batch.labels.bincount(minlength=4).tolist()) == [0, 0, 4, 4]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
