@@ -2,22 +2,30 @@
 import torch
 from torch import nn
 
+from dolg.losses.gathering import gather_batch
+
 
 class Loss(nn.Module):
     """`forward(outputs, labels)`: a model's outputs and labels (B,) int64, to a dict with `total`.
 
     Subclasses write `compute(x, labels)`, where x is `outputs[self.output]`, in float32 whatever
     the autocast (float64 stays). `total` is a scalar; losses that classify also give `logits`
-    (B,num_classes), detached. An empty batch costs 0, and all parameters get a gradient of 0.
-    In distributed training a loss sees its process's share of the batch.
+    (B,num_classes), detached, or, where no process has them all, `better` (B,): the number of
+    logits above the label's. An empty batch costs 0, and all parameters get a gradient of 0.
+    In distributed training a loss is given its process's share of the batch; with `compares`, for
+    losses over pairs of images, `compute` gets the images of all processes.
     """
 
     output = "global"
+    compares = False
 
     def forward(self, outputs: dict[str, torch.Tensor], labels: torch.Tensor):
         x = outputs[self.output]
         with torch.autocast(x.device.type, enabled=False):
-            return self.compute(at_least_float32(x), labels)
+            x = at_least_float32(x)
+            if self.compares:
+                x, labels, _ = gather_batch(x, labels)
+            return self.compute(x, labels)
 
     def compute(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         raise NotImplementedError(f"{type(self).__name__} must say what it computes")
@@ -32,7 +40,7 @@ class SumOfLosses(nn.Module):
 
     `terms` holds them by the output that they judge: "global", "local", "auxiliary"; a second one
     of the same output is "global_2". `forward` gives `total`, each term's own value (unweighted,
-    detached) under its name, and the `logits` of the first term that has some.
+    detached) under its name, and the `logits` or `better` of the first term that classifies.
     """
 
     def __init__(self, terms: dict[str, Loss], weights: list[float]):
@@ -50,8 +58,9 @@ class SumOfLosses(nn.Module):
         results = [loss(outputs, labels) for loss in self.terms.values()]
         total = sum(weight * result["total"] for weight, result in zip(self.weights, results))
         values = {name: result["total"].detach() for name, result in zip(self.names, results)}
-        logits = [{"logits": result["logits"]} for result in results if "logits" in result][:1]
-        return {"total": total, **values, **(logits[0] if logits else {})}
+        verdicts = [{key: result[key] for key in ("logits", "better") if key in result}
+                    for result in results]
+        return {"total": total, **values, **next(filter(None, verdicts), {})}
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

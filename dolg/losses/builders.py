@@ -14,8 +14,13 @@ from dolg.losses.softmax import LinearSoftmax
 
 def _margin(kind: type[MarginSoftmax]):
     def build(cfg, dim: int, counts: np.ndarray | None) -> Loss:
-        return kind(dim, cfg.MODEL.NUM_CLASSES, cfg.MODEL.HEADS.MARGIN, cfg.MODEL.HEADS.SCALE)
+        return kind(dim, cfg.MODEL.NUM_CLASSES, cfg.MODEL.HEADS.MARGIN, cfg.MODEL.HEADS.SCALE,
+                    **_class_keys(cfg))
     return build
+
+
+def _class_keys(cfg) -> dict:
+    return {"sharded": cfg.LOSS.SHARD_CLASSES, "sampled": cfg.LOSS.SAMPLE_CLASSES}
 
 
 def _subcenter_arcface(cfg, dim: int, counts: np.ndarray | None) -> Loss:
@@ -23,7 +28,7 @@ def _subcenter_arcface(cfg, dim: int, counts: np.ndarray | None) -> Loss:
     if cfg.LOSS.SUBCENTERS < 1:
         raise UserError(f"LOSS.SUBCENTERS is {cfg.LOSS.SUBCENTERS}: give at least 1")
     return ArcFace(dim, cfg.MODEL.NUM_CLASSES, cfg.MODEL.HEADS.MARGIN, cfg.MODEL.HEADS.SCALE,
-                   cfg.LOSS.SUBCENTERS)
+                   cfg.LOSS.SUBCENTERS, **_class_keys(cfg))
 
 
 def _adaptive_arcface(cfg, dim: int, counts: np.ndarray | None) -> Loss:
@@ -37,7 +42,8 @@ def _adaptive_arcface(cfg, dim: int, counts: np.ndarray | None) -> Loss:
     if keys.LOW > keys.HIGH or keys.POWER < 0:
         raise UserError(f"LOSS.ADAPTIVE.LOW {keys.LOW}, HIGH {keys.HIGH}, POWER {keys.POWER}: LOW "
                         "may not exceed HIGH, nor POWER be negative")
-    return AdaptiveArcFace(dim, counts, cfg.MODEL.HEADS.SCALE, keys.LOW, keys.HIGH, keys.POWER)
+    return AdaptiveArcFace(dim, counts, cfg.MODEL.HEADS.SCALE, keys.LOW, keys.HIGH, keys.POWER,
+                           **_class_keys(cfg))
 
 
 def _linear_softmax(output: str, batch_norm: bool = False):
@@ -108,6 +114,10 @@ def build_loss(cfg, dims: Mapping[str, int] | int | None = None,
     `dims` is `model.dims`, output name to dimensions, or the descriptor's alone; without it, what
     cfg says. `class_counts` (num_classes,) are the training images of each class, which
     adaptive_arcface needs. A single loss of weight 1 comes as it is.
+
+    LOSS.SHARD_CLASSES and SAMPLE_CLASSES go to every margin softmax among them. With the former
+    each process of the group builds its part, so build the loss after joining the group, with the
+    default generator in the same state on all.
     """
     names = [name.strip() for name in
              (cfg.LOSS.NAME or choose(DEFAULTS, cfg.MODEL.ARCH, "MODEL.ARCH")).split("+")]
@@ -115,6 +125,7 @@ def build_loss(cfg, dims: Mapping[str, int] | int | None = None,
     _check_sum(names, weights)
     dims = _known_dims(cfg, dims)
     terms = {name: _build_term(cfg, name, dims, class_counts) for name in names}
+    _check_margin_keys(cfg, terms)
     if weights == [1]:
         return terms[names[0]]
     return SumOfLosses(terms, weights)
@@ -130,6 +141,16 @@ def _check_sum(names: list[str], weights: list) -> None:
                         f"({' + '.join(names)}): give one each, or none")
     if not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in weights):
         raise UserError(f"LOSS.WEIGHTS is {weights}: give numbers, such as [1.0, 0.5]")
+
+
+def _check_margin_keys(cfg, terms: dict[str, Loss]) -> None:
+    if any(isinstance(loss, MarginSoftmax) for loss in terms.values()):
+        return
+    for key, off in (("SHARD_CLASSES", False), ("SAMPLE_CLASSES", 1)):
+        if cfg.LOSS[key] != off:
+            raise UserError(f"LOSS.{key} {cfg.LOSS[key]} is for margin softmax, and LOSS.NAME "
+                            f"{' + '.join(terms)} has none: give LOSS.{key} {off}, or a loss such "
+                            "as arcface")
 
 
 def _build_term(cfg, name: str, dims: Mapping[str, int], counts: np.ndarray | None) -> Loss:

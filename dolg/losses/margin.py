@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dolg.losses.base import Loss, at_least_float32
-from dolg.losses.softmax import mean_cross_entropy
+from dolg.losses.shards import ClassShard
 
 
 class MarginSoftmax(Loss):
@@ -20,25 +20,53 @@ class MarginSoftmax(Loss):
     labels (B,) of 0 .. num_classes - 1, and gives `total` and `logits` (B,num_classes).
     Subclasses change `margins`, `widen`, `adjust_others`, or the centres of a class: `weight` has
     `centres` rows for each.
+
+    Args:
+        sharded: every process holds the weights of its part of the classes alone (`shard`), and
+            `total`, the same on all, is the mean over the images of all processes. `weight` is
+            then no matter for DistributedDataParallel: its gradient is whole. `load_state_dict`
+            takes the weights of all classes or of the part.
+        sampled: share of the classes (of those held) that a training step compares with: those of
+            the batch, and others drawn by the default generator (Partial FC, An et al., ICCV
+            workshops 2021). A batch that has more classes takes them all.
+
+    Where the logits of all classes are not at hand, because of either, `better` (B,) int64 stands
+    instead: how many of the classes compared have a higher logit than the label.
     """
 
-    def __init__(self, dim: int, num_classes: int, margin: float, scale: float, centres: int = 1):
+    def __init__(self, dim: int, num_classes: int, margin: float, scale: float, centres: int = 1,
+                 sharded: bool = False, sampled: float = 1.0):
         super().__init__()
-        self.margin, self.scale, self.centres = margin, scale, centres
-        self.weight = nn.Parameter(torch.empty(num_classes * centres, dim))
+        self.margin, self.scale, self.centres, self.sampled = margin, scale, centres, sampled
+        self.shard = (ClassShard.of_this_process if sharded else ClassShard)(num_classes, centres)
+        self.weight = nn.Parameter(torch.empty(self.shard.classes * centres, dim))
         # Only directions matter to the cosine; lengths near 1 keep the gradient's size sane
-        nn.init.normal_(self.weight, std=dim ** -0.5)
+        if sharded:
+            self.shard.draw_normal(self.weight, std=dim ** -0.5)
+        else:
+            nn.init.normal_(self.weight, std=dim ** -0.5)
 
     def compute(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        x, weight = F.normalize(x), F.normalize(at_least_float32(self.weight))
-        cosine, own = self._nearest_centres(x, weight, labels)
-        target = cosine.gather(1, labels[:, None])
+        shard = self.shard
+        x, labels, own_images = shard.gather_batch(x, labels, equal=self.training)
+        weight, column, held = self._compared(labels)
+        x, weight = F.normalize(x), F.normalize(at_least_float32(weight))
+        rows = torch.arange(len(x), device=x.device)
+        cosine, own = self._nearest_centres(x, weight, rows, column)
         # From chords, not 1 - cos^2: near cosines of 1 and -1 that loses all its digits, and the
         # root's infinite slope multiplies the error
         sine = _length(x - own) * _length(x + own) / 2
+        target, sine = shard.from_owners(held, cosine[rows, column][:, None], sine)
         others = self.adjust_others(cosine, target, sine)
-        logits = self.scale * others.scatter(1, labels[:, None], self.widen(target, sine, labels))
-        return {"total": mean_cross_entropy(logits, labels), "logits": logits.detach()}
+        widened = self.widen(target, sine, labels)
+        entry = torch.where(held[:, None], widened, others[rows, column][:, None])
+        # In place: matrices of this size are what fills the memory
+        logits = others.scatter_(1, column[:, None], entry).mul_(self.scale)
+        goal = self.scale * widened
+        result = {"total": shard.cross_entropy(logits, goal, column, held)}
+        if shard.parts == 1 and not self._samples():
+            return {**result, "logits": logits.detach()}
+        return {**result, "better": shard.count_above(logits, goal)[own_images]}
 
     def margins(self, labels: torch.Tensor) -> torch.Tensor:
         """The margins (B,1) of the labels."""
@@ -53,17 +81,48 @@ class MarginSoftmax(Loss):
 
     def adjust_others(self, cosine: torch.Tensor, target: torch.Tensor,
                       sine: torch.Tensor) -> torch.Tensor:
-        """What the cosines (B,num_classes) become; the target's column is not used."""
+        """What the cosines (B,C) become, in a tensor that may be written over; the target's column
+        is not used."""
         return cosine
 
-    def _nearest_centres(self, x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor):
-        """Cosines (B,num_classes) with each class's nearest centre, and the label's (B,dim)."""
-        cosine = F.linear(x, weight).clamp(-1, 1)
+    def _samples(self) -> bool:
+        return self.training and self.sampled < 1
+
+    def _compared(self, labels: torch.Tensor):
+        """Weights (C * centres,dim) of the classes to compare with, the labels' columns (B,) among
+        these, and whether they are held here (B,)."""
+        column, held = self.shard.locate(labels)
+        if not self._samples():
+            return self.weight, column, held
+        classes = self._sample(column[held])
+        weight = self.weight.unflatten(0, (-1, self.centres)).index_select(0, classes)
+        column = torch.searchsorted(classes, column).clamp(max=len(classes) - 1)
+        return weight.flatten(0, 1), column, held
+
+    def _sample(self, columns: torch.Tensor) -> torch.Tensor:
+        """Classes to compare with, in rising order: those of `columns`, and others at random."""
+        positives = columns.unique()
+        count = max(1, round(self.sampled * self.shard.classes), len(positives))
+        order = torch.rand(self.shard.classes, device=columns.device)
+        order[positives] = 2.0      # before all others
+        return order.topk(count).indices.sort().values
+
+    def _nearest_centres(self, x: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor,
+                         column: torch.Tensor):
+        """Cosines (B,C) with each class's nearest centre, and that of `column`'s class (B,dim)."""
+        cosine = F.linear(x, weight)
+        with torch.no_grad():
+            cosine.clamp_(-1, 1)    # rounding alone exceeds 1: the gradient need not know
         if self.centres == 1:
-            return cosine, weight[labels]
+            return cosine, weight[column]
         nearest = cosine.unflatten(1, (-1, self.centres)).max(2)
-        own = labels * self.centres + nearest.indices.gather(1, labels[:, None])[:, 0]
-        return nearest.values, weight[own]
+        return nearest.values, weight[column * self.centres + nearest.indices[rows, column]]
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        whole = state_dict.get(f"{prefix}weight")
+        if whole is not None and len(whole) == self.shard.num_classes * self.centres:
+            state_dict[f"{prefix}weight"] = self.shard.part(whole)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class ArcFace(MarginSoftmax):
@@ -88,8 +147,9 @@ class AdaptiveArcFace(MarginSoftmax):
     """
 
     def __init__(self, dim: int, class_counts: np.ndarray, scale: float, low: float = 0.05,
-                 high: float = 0.5, power: float = 0.25):
-        super().__init__(dim, len(class_counts), low, scale)
+                 high: float = 0.5, power: float = 0.25, sharded: bool = False,
+                 sampled: float = 1.0):
+        super().__init__(dim, len(class_counts), low, scale, sharded=sharded, sampled=sampled)
         rarity = np.maximum(np.asarray(class_counts, dtype=np.float64), 1) ** -power
         spread = rarity.max() - rarity.min()
         share = (rarity - rarity.min()) / (spread if spread > 0 else 1.0)
@@ -110,8 +170,9 @@ class CurricularFace(MarginSoftmax):
     rests in eval mode.
     """
 
-    def __init__(self, dim: int, num_classes: int, margin: float, scale: float):
-        super().__init__(dim, num_classes, margin, scale)
+    def __init__(self, dim: int, num_classes: int, margin: float, scale: float,
+                 sharded: bool = False, sampled: float = 1.0):
+        super().__init__(dim, num_classes, margin, scale, sharded=sharded, sampled=sampled)
         self.register_buffer("t", torch.zeros(1))
 
     def adjust_others(self, cosine: torch.Tensor, target: torch.Tensor,
@@ -119,15 +180,29 @@ class CurricularFace(MarginSoftmax):
         if self.training:
             self._update_t(target.detach())
         hard = cosine > _cos_of_sum(target, sine, target.new_full((), self.margin))
-        return torch.where(hard, cosine * (self.t + cosine), cosine)
+        return _Hardened.apply(cosine, hard, self.t)
 
     def _update_t(self, target: torch.Tensor) -> None:
         total = torch.stack([target.sum(), target.new_tensor(float(len(target)))])
-        if dist.is_initialized():
+        if dist.is_initialized() and self.shard.parts == 1:     # else it has seen all images
             dist.all_reduce(total)
         moved = 0.01 * total[0] / total[1].clamp(min=1) + 0.99 * self.t
         # A new tensor: the backward pass of an earlier call may still need the old one
         self.t = torch.where(total[1] > 0, moved, self.t)
+
+
+class _Hardened(torch.autograd.Function):
+    """cos * (t + cos) where `hard`, else cos (B,C); autograd alone would keep a third matrix."""
+
+    @staticmethod
+    def forward(ctx, cosine: torch.Tensor, hard: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cosine, hard, t)
+        return torch.where(hard, (t + cosine).mul_(cosine), cosine)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        cosine, hard, t = ctx.saved_tensors
+        return torch.where(hard, (t + cosine).mul_(grad).add_(cosine * grad), grad), None, None
 
 
 def _cos_of_sum(cosine: torch.Tensor, sine: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:

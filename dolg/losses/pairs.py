@@ -17,6 +17,8 @@ class PairLoss(Loss):
     the loss is 0 (see Triplet for its exception), with gradients of 0.
     """
 
+    compares = True
+
     def compute(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         if not len(x):
             return {"total": x.sum()}

@@ -13,8 +13,10 @@ PREFIX = "pml."
 class PMLLoss(Loss):
     """A loss of pytorch-metric-learning, on `outputs["global"]` (B,dim), with or without a miner.
 
-    Gives `total` alone. Pairs are those of the process's share of the batch.
+    Gives `total` alone.
     """
+
+    compares = True
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None):
         super().__init__()

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dolg.losses.base import Loss
+from dolg.losses.gathering import gather_batch
 
 
 class LinearSoftmax(Loss):
@@ -39,12 +40,16 @@ class LinearSoftmax(Loss):
         return {"total": total, "logits": logits.detach()}
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and len(x) < 2:
+        norm = self.norm
+        if not norm.training:
+            return norm(x)
+        # Statistics of the images of all processes, as one process would have them
+        x, _, own = gather_batch(x, x.new_zeros(len(x)))
+        if len(x) < 2:
             # One vector has no variance: the running statistics stand in, and rest
-            norm = self.norm
             return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias,
-                                training=False, eps=norm.eps)
-        return self.norm(x)
+                                training=False, eps=norm.eps)[own]
+        return norm(x)[own]
 
 
 def mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor,

@@ -144,6 +144,33 @@ def test_logits_are_of_the_first_term_that_has_some():
     assert "logits" not in _build("triplet + contrastive")(outputs, labels)
 
 
+def test_a_sum_passes_on_what_stands_for_the_logits():
+    outputs, labels = _outputs(6), torch.arange(6) % CLASSES
+    loss = _build("triplet + arcface + local_softmax", SAMPLE_CLASSES=0.5)
+    trained, tested = loss.train()(outputs, labels), loss.eval()(outputs, labels)
+    assert "logits" not in trained and trained["better"].shape == (6,)
+    assert trained["better"].dtype == torch.int64 and trained["better"].max() < CLASSES
+    # All four classes are in the batch, so that all are compared
+    logits = tested["logits"]
+    assert "better" not in tested
+    assert torch.equal(trained["better"], (logits > logits.gather(1, labels[:, None])).sum(1))
+
+
+@pytest.mark.parametrize("name", ["arcface", "cosface", "curricularface", "subcenter_arcface",
+                                  "adaptive_arcface", "curricularface + local_softmax"])
+def test_keys_of_margin_softmax_arrive(name):
+    loss = _build(name, SHARD_CLASSES=True, SAMPLE_CLASSES=0.25)
+    margin = loss.terms["global"] if "+" in name else loss
+    assert margin.sampled == 0.25
+    whole = _build(name)
+    # One process has all classes; their weights are drawn another way
+    assert {key: value.shape for key, value in loss.state_dict().items()} == {
+        key: value.shape for key, value in whole.state_dict().items()}
+    assert not torch.equal(margin.weight, (whole.terms["global"] if "+" in name else whole).weight)
+    labels = torch.arange(6) % CLASSES
+    assert loss.eval()(_outputs(6), labels)["logits"].shape == (6, CLASSES)
+
+
 def test_a_single_loss_keeps_its_names():
     assert set(_build("curricularface").state_dict()) == {"weight", "t"}
     assert set(_build("adaptive_arcface").state_dict()) == {"weight"}
@@ -202,6 +229,9 @@ def test_dimensions_from_cfg_alone():
     ("adaptive_arcface", {"ADAPTIVE__LOW": 0.6}, "LOSS.ADAPTIVE.LOW 0.6"),
     ("triplet", {"TRIPLET__MINING": "semi-hard"}, "LOSS.TRIPLET.MINING.*did you mean 'semihard'"),
     ("multi_similarity", {"MULTI_SIMILARITY__BETA": 0.0}, "LOSS.MULTI_SIMILARITY.ALPHA"),
+    ("softmax", {"SHARD_CLASSES": True}, "LOSS.SHARD_CLASSES True is for .* softmax has none"),
+    ("triplet + aux_softmax", {"SAMPLE_CLASSES": 0.5},
+     "SAMPLE_CLASSES 0.5 is .* triplet . aux_softmax has none: give LOSS.SAMPLE_CLASSES 1,"),
 ])
 def test_mistakes(name, keys, message):
     with pytest.raises(UserError, match=message) as error:
