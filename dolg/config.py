@@ -91,6 +91,12 @@ _C.BN.USE_CUSTOM_WEIGHT_DECAY = False
 _C.BN.CUSTOM_WEIGHT_DECAY = 0.0
 # Train with the backbone's running statistics as they are, never updated
 _C.BN.FREEZE = False
+# Statistics over the batches of all GPUs (SyncBatchNorm); on GPUs only
+_C.BN.SYNC = False
+# Before a checkpoint or an evaluation at the end of an epoch, compute the running statistics anew
+# from so many training images, with the weights as they are (Wu and Johnson, arXiv 2105.07576)
+_C.BN.USE_PRECISE_STATS = False
+_C.BN.NUM_SAMPLES_PRECISE = 8192
 
 # ---------------------------------------------------------------------------- loss
 _C.LOSS = CfgNode()
@@ -103,6 +109,12 @@ _C.LOSS = CfgNode()
 _C.LOSS.NAME = ""
 # Their weights in the sum, one each; empty: all 1
 _C.LOSS.WEIGHTS = []
+# Margin softmax: every process holds its part of the classes' weights; the result is the same, the
+# memory per GPU falls
+_C.LOSS.SHARD_CLASSES = False
+# Margin softmax: share of the classes that a step compares with, drawn at random beside those of
+# its images (Partial FC, An et al., ICCV workshops 2021); 1: all
+_C.LOSS.SAMPLE_CLASSES = 1.0
 # The softmax losses: label smoothing, and what their logits are divided by
 _C.LOSS.SMOOTHING = 0.0
 _C.LOSS.TEMPERATURE = 1.0
@@ -159,6 +171,14 @@ _C.OPTIM.DAMPENING = 0.0
 _C.OPTIM.NESTEROV = True
 # L2 regularisation of sgd and adam, decoupled weight decay of adamw
 _C.OPTIM.WEIGHT_DECAY = 1e-4
+# No weight decay on norms, biases and other vectors
+_C.OPTIM.NO_DECAY_NORM_BIAS = False
+# Factor on the learning rate of all but the backbone: the model's head and the loss
+_C.OPTIM.HEAD_LR_MULT = 1.0
+# Each layer of the backbone learns at this factor of the next one's rate; 1: all at the same
+_C.OPTIM.LAYER_DECAY = 1.0
+# Scale the gradient of all parameters down to this length (2-norm) where it is longer; 0: never
+_C.OPTIM.CLIP_NORM = 0.0
 # Linear warm-up from WARMUP_FACTOR * rate over the first WARMUP_EPOCHS epochs
 _C.OPTIM.WARMUP_FACTOR = 0.1
 _C.OPTIM.WARMUP_EPOCHS = 5
@@ -170,6 +190,8 @@ _C.TRAIN.DATASET = ""
 _C.TRAIN.SPLIT = "train_list.txt"
 # Images per step, all processes together
 _C.TRAIN.BATCH_SIZE = 128
+# Parts that a step's images go through the network in, for memory: one update per step
+_C.TRAIN.ACCUMULATE = 1
 # Side of the square training crop, in pixels
 _C.TRAIN.IM_SIZE = 224
 # Smallest share of the image's area that a random crop takes
@@ -184,10 +206,19 @@ _C.TRAIN.IMAGES_PER_CLASS = 0
 # Compute the backbone's activations anew in the backward pass instead of keeping them: about a
 # third slower, far less memory
 _C.TRAIN.ACT_CHECKPOINT = False
+# Compile the model (torch.compile): minutes at the start, faster steps
+_C.TRAIN.COMPILE = False
+# Average the model's weights over the steps, old average * EMA + new * (1 - EMA); the average is
+# what is evaluated and extracted with. 0: none
+_C.TRAIN.EMA = 0.0
 # TEST.METRIC on TEST.SPLIT every so many epochs, if TEST.DATASET is set
 _C.TRAIN.EVAL_PERIOD = 1
 # Write a checkpoint every so many epochs (and after the last)
 _C.TRAIN.CHECKPOINT_PERIOD = 1
+# Write one within an epoch as well, so many minutes after the last; 0: never
+_C.TRAIN.CHECKPOINT_MINUTES = 30.0
+# Checkpoints to keep, the newest, and beside them the best by the evaluation; 0: all
+_C.TRAIN.KEEP_CHECKPOINTS = 5
 # Go on from the newest checkpoint in OUT_DIR, if there is one
 _C.TRAIN.AUTO_RESUME = True
 # Weights to start from: of the whole model or of its backbone, ours or another code's
@@ -205,11 +236,16 @@ _C.TEST.SPLIT = "val_list.txt"
 # the images of the list, whose classes may be others
 _C.TEST.METRIC = "error"
 _C.TEST.RECALLS = [1, 2, 4, 8]
+# A set in the Revisited format (folder TEST.RETRIEVAL under DATA_DIR with jpg/ and gnd_*.pkl) whose
+# mAP is measured as well, or instead; empty: none
+_C.TEST.RETRIEVAL = ""
+# Its scales, each relative to an image's original size (INFER.SCALES is for the final figure)
+_C.TEST.SCALES = [0.7071]
 # Images per step, all processes together
 _C.TEST.BATCH_SIZE = 64
 # Shorter side before the centre crop of TRAIN.IM_SIZE, in pixels
 _C.TEST.IM_SIZE = 256
-# Weights for extraction; empty: the newest checkpoint in OUT_DIR
+# Weights for extraction; best: the best checkpoint in OUT_DIR by the evaluation; empty: the newest
 _C.TEST.WEIGHTS = ""
 
 # ---------------------------------------------------------------------------- extraction
@@ -239,10 +275,19 @@ _C.INFER.MAX_PIXELS = 100_000_000
 
 # ---------------------------------------------------------------------------- the rest
 _C.DATA_LOADER = CfgNode()
-# Worker processes that decode images, per training or extraction process
-_C.DATA_LOADER.NUM_WORKERS = 8
+# Worker processes that decode images, per training or extraction process; -1: one for each of its
+# share of the machine's cores
+_C.DATA_LOADER.NUM_WORKERS = -1
 # Page-locked host memory for faster copies to a GPU
 _C.DATA_LOADER.PIN_MEMORY = True
+# Training: decode a JPEG at a half, a quarter or an eighth of its size where the crop stays at least
+# as large as TRAIN.IM_SIZE: faster, and smoother than bilinear shrinking from the full size
+_C.DATA_LOADER.REDUCED_DECODE = True
+# What of the workers' job the GPU does: nothing (empty), augment (crop, resize, colours) or decode
+# (that, and the JPEGs by nvJPEG)
+_C.DATA_LOADER.ON_DEVICE = ""
+# Images of a training list looked for at the start: sample (a thousand of them), all or none
+_C.DATA_LOADER.CHECK = "sample"
 
 _C.CUDNN = CfgNode()
 # Let cuDNN try its algorithms (training, where sizes are fixed)
@@ -252,8 +297,14 @@ _C.CUDNN.BENCHMARK = True
 _C.DATA_DIR = "datasets/data"
 # Where checkpoints, logs and features go
 _C.OUT_DIR = "./output"
-# GPUs to train on; without a GPU one CPU process runs. Under torchrun its ranks decide
+# GPUs to train on, a process each; on a machine without any, one CPU process runs. Under torchrun its
+# ranks decide
 _C.NUM_GPUS = 1
+# auto: the GPUs where there are some; cpu: NUM_GPUS processes on the CPU
+_C.DEVICE = "auto"
+# How often the processes are started again, from the newest whole checkpoint, after one has died;
+# under torchrun its --max-restarts decides
+_C.MAX_RESTARTS = 3
 # Arithmetic of the network: fp32, bf16 or fp16 (margin softmax and pooling stay fp32)
 _C.PRECISION = "fp32"
 # Seed of the weights, the order of the images and their augmentation
@@ -294,7 +345,9 @@ def check_cfg(cfg: CfgNode) -> None:
     """Raise UserError where values are out of range or contradict each other."""
     choices = {"PRECISION": ("fp32", "bf16", "fp16"), "OPTIM.LR_POLICY": ("cos", "steps", "exp"),
                "OPTIM.LR_UPDATE": ("epoch", "step"), "INPUT.COLOUR": ("", "bgr", "rgb"),
-               "TEST.METRIC": ("error", "recall"), "LOSS.TRIPLET.MINING": ("hard", "semihard")}
+               "TEST.METRIC": ("error", "recall"), "LOSS.TRIPLET.MINING": ("hard", "semihard"),
+               "DEVICE": ("auto", "cpu"), "DATA_LOADER.ON_DEVICE": ("", "augment", "decode"),
+               "DATA_LOADER.CHECK": ("sample", "all", "none")}
     for key, allowed in choices.items():
         if _get(cfg, key) not in allowed:
             raise UserError(f"{key} is '{_get(cfg, key)}': choose one of {', '.join(allowed)}"
@@ -303,16 +356,27 @@ def check_cfg(cfg: CfgNode) -> None:
                     "TRAIN.CHECKPOINT_PERIOD", "TEST.BATCH_SIZE", "TEST.IM_SIZE", "NUM_GPUS",
                     "LOG_PERIOD", "INFER.CHUNK_SIZE", "INFER.BATCH_SIZE", "INFER.MAX_PIXELS",
                     "RESNET.STEM_WIDTH", "RESNET.NUM_GROUPS", "RESNET.WIDTH_PER_GROUP",
-                    "MODEL.DELG.LOCAL_DIM", "MODEL.CGD.FEATURE_DIM", "LOSS.SUBCENTERS")
+                    "MODEL.DELG.LOCAL_DIM", "MODEL.CGD.FEATURE_DIM", "LOSS.SUBCENTERS",
+                    "TRAIN.ACCUMULATE", "BN.NUM_SAMPLES_PRECISE")
     for key in at_least_one:
         if _get(cfg, key) < 1:
             raise UserError(f"{key} is {_get(cfg, key)}: give at least 1")
-    for key in ("OPTIM.MAX_EPOCH", "DATA_LOADER.NUM_WORKERS", "MODEL.HEADS.REDUCTION_DIM",
-                "RNG_SEED", "TRAIN.IMAGES_PER_CLASS", "INFER.SIZE", "LOSS.SMOOTHING",
-                "TRAIN.LIGHTING", "TRAIN.RESIZE"):
+    for key in ("OPTIM.MAX_EPOCH", "MODEL.HEADS.REDUCTION_DIM", "RNG_SEED",
+                "TRAIN.IMAGES_PER_CLASS", "INFER.SIZE", "LOSS.SMOOTHING", "TRAIN.LIGHTING",
+                "TRAIN.RESIZE", "OPTIM.CLIP_NORM", "TRAIN.CHECKPOINT_MINUTES",
+                "TRAIN.KEEP_CHECKPOINTS", "TRAIN.EMA", "MAX_RESTARTS"):
         if _get(cfg, key) < 0:
             raise UserError(f"{key} is {_get(cfg, key)}: give 0 or more")
-    for key in ("MODEL.GEM.P", "MODEL.GEM.EPS", "MODEL.HEADS.SCALE", "LOSS.TEMPERATURE"):
+    if cfg.DATA_LOADER.NUM_WORKERS < -1:
+        raise UserError(f"DATA_LOADER.NUM_WORKERS is {cfg.DATA_LOADER.NUM_WORKERS}: give 0 or more, "
+                        "or -1 for one per core")
+    for key in ("LOSS.SAMPLE_CLASSES", "OPTIM.LAYER_DECAY"):
+        if not 0 < _get(cfg, key) <= 1:
+            raise UserError(f"{key} is {_get(cfg, key)}: give a number above 0, at most 1")
+    if cfg.TRAIN.EMA >= 1:
+        raise UserError(f"TRAIN.EMA is {cfg.TRAIN.EMA}: give 0 or more, below 1, such as 0.9999")
+    for key in ("MODEL.GEM.P", "MODEL.GEM.EPS", "MODEL.HEADS.SCALE", "LOSS.TEMPERATURE",
+                "OPTIM.HEAD_LR_MULT"):
         if not _get(cfg, key) > 0:
             raise UserError(f"{key} is {_get(cfg, key)}: give a number above 0")
     _check_lists(cfg)
@@ -328,12 +392,17 @@ def check_cfg(cfg: CfgNode) -> None:
         if _get(cfg, key) % cfg.NUM_GPUS:
             raise UserError(f"{key} {_get(cfg, key)} is the total of all GPUs: "
                             f"give a multiple of NUM_GPUS {cfg.NUM_GPUS}")
+    if cfg.TRAIN.BATCH_SIZE % (cfg.NUM_GPUS * cfg.TRAIN.ACCUMULATE):
+        raise UserError(f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} is the total of one update: give "
+                        f"a multiple of NUM_GPUS {cfg.NUM_GPUS} x TRAIN.ACCUMULATE "
+                        f"{cfg.TRAIN.ACCUMULATE}")
 
 
 def _check_lists(cfg: CfgNode) -> None:
-    scales = cfg.INFER.SCALES
-    if not scales or not all(isinstance(s, (int, float)) and s > 0 for s in scales):
-        raise UserError(f"INFER.SCALES is {scales}: give numbers above 0, such as [0.7071, 1.0]")
+    for key in ("INFER.SCALES", "TEST.SCALES"):
+        scales = _get(cfg, key)
+        if not scales or not all(isinstance(s, (int, float)) and s > 0 for s in scales):
+            raise UserError(f"{key} is {scales}: give numbers above 0, such as [0.7071, 1.0]")
     steps = cfg.OPTIM.STEPS
     if cfg.OPTIM.LR_POLICY == "steps" and (not steps or steps[0] != 0 or sorted(steps) != steps):
         raise UserError(f"OPTIM.STEPS is {steps}: give epochs in rising order, the first 0")

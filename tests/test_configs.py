@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dolg.config import load_cfg
-from dolg.core.checkpoint import newest_checkpoint
+from dolg.core.saving import newest_checkpoint
 from dolg.core.trainer import train
 from dolg.features.run import infer
 from dolg.features.store import FeatureStore

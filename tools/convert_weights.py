@@ -2,10 +2,11 @@
 import torch
 
 from dolg.config import load_cfg
-from dolg.core.checkpoint import load_weights, read_parts, save_checkpoint
+from dolg.core.checkpoint import load_weights, read_parts
 from dolg.core.cli import config_parser, run
 from dolg.core.weights import ALONE, LAYOUTS, swap_colours, unsort_keys
 from dolg.errors import choose
+from dolg.files import atomic_file
 from dolg.losses import build_loss
 from dolg.losses.base import SumOfLosses
 from dolg.models import build_model
@@ -32,13 +33,15 @@ def main() -> None:
         print(load_weights(loss, args.source))
         parts["loss"] = loss.state_dict()
     if args.to == OURS:
-        save_checkpoint(args.output, {**parts, "cfg": cfg.dump()})
+        content = {**parts, "cfg": cfg.dump()}
     else:
         if layout.colour not in ("", model.input_spec.colour):
             parts["model"] = swap_colours(parts["model"])
         if "loss" in parts and not isinstance(loss, SumOfLosses):
             parts["loss"] = {ALONE + key: value for key, value in parts["loss"].items()}
-        save_checkpoint(args.output, {"model_state": unsort_keys(parts, args.to)})
+        content = {"model_state": unsort_keys(parts, args.to)}
+    with atomic_file(args.output) as file:
+        torch.save(content, file)
     print(f"wrote {args.output} ({args.to})")
 
 

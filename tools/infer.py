@@ -7,7 +7,7 @@ from dolg.features.run import infer
 def main() -> None:
     cfg = config_from_args("Extract descriptors into feature stores; started again, it computes "
                            "what is missing.")
-    launch(infer, cfg.NUM_GPUS, cfg)
+    launch(infer, cfg.NUM_GPUS, cfg, device_name=cfg.DEVICE)
 
 
 if __name__ == "__main__":

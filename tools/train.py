@@ -6,7 +6,7 @@ from dolg.core.trainer import train
 
 def main() -> None:
     cfg = config_from_args("Train a retrieval model; started again, it goes on where it stopped.")
-    launch(train, cfg.NUM_GPUS, cfg)
+    launch(train, cfg.NUM_GPUS, cfg, device_name=cfg.DEVICE, max_restarts=cfg.MAX_RESTARTS)
 
 
 if __name__ == "__main__":

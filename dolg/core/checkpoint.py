@@ -1,4 +1,4 @@
-"""Checkpoints, and weights of any origin."""
+"""Weights of any origin, ours included, into a model."""
 import pickle
 import re
 import zipfile
@@ -11,29 +11,10 @@ from torch import nn
 
 from dolg.core.weights import ALONE, LAYOUTS, sort_keys, swap_colours
 from dolg.errors import UserError
-from dolg.files import atomic_file
 from dolg.models.backbones.timm import TimmBackbone, flat_key
 
-_NAME = re.compile(r"model_epoch_(\d{4,})\.pyth$")
 # Parameters that a backbone's file cannot have, with a value that needs no training
 _UNTRAINED = {"pool.p"}
-
-
-def checkpoint_path(out_dir: str | Path, epoch: int) -> Path:
-    """Where the state after `epoch` epochs lies."""
-    return Path(out_dir) / "checkpoints" / f"model_epoch_{epoch:04d}.pyth"
-
-
-def newest_checkpoint(out_dir: str | Path) -> Path | None:
-    """The checkpoint of the latest epoch in `out_dir`, or None."""
-    found = [p for p in (Path(out_dir) / "checkpoints").glob("*.pyth") if _NAME.search(p.name)]
-    return max(found, key=lambda p: int(_NAME.search(p.name)[1]), default=None)
-
-
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Write `state` so that `path` holds all of it or does not exist, whenever power fails."""
-    with atomic_file(path) as file:
-        torch.save(state, file)
 
 
 def read_file(path: str | Path) -> dict:
@@ -68,10 +49,12 @@ def _reason(error: Exception) -> str:
 
 
 def state_dict_of(content: dict) -> dict[str, torch.Tensor]:
-    """The tensors of a file: bare, under "model_state" / "state_dict" / "state", or our own."""
+    """The tensors of a file: bare, under "model_state" / "state_dict" / "state", or our own, whose
+    model is the averaged one where training averaged it."""
     if isinstance(content.get("model"), dict) and isinstance(content.get("loss"), dict):
-        return {f"{part}.{key}": value for part in ("model", "loss")
-                for key, value in content[part].items()}
+        parts = {"model": content.get("average") or content["model"], "loss": content["loss"]}
+        return {f"{part}.{key}": value for part, state in parts.items()
+                for key, value in state.items()}
     for wrapper in ("model_state", "state_dict", "state", "model"):
         if isinstance(content.get(wrapper), dict):
             content = content[wrapper]

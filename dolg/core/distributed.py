@@ -1,12 +1,25 @@
 """One process or several: rank helpers that work without a process group, and the launch."""
+import logging
+import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from dolg.core.memory import keep_freed_memory
+from dolg.data.decode import ImageError
 from dolg.errors import UserError
+from dolg.files import write_atomically
+
+# What asks a job to stop: a cluster's end of time, and the warning that Slurm sends before it
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def rank() -> int:
@@ -19,22 +32,26 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """The number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
+
+
 def is_main() -> bool:
     """Whether this process writes the files and talks to the user."""
     return rank() == 0
 
 
-def device() -> torch.device:
-    """This process's device: its GPU where there is one, else the CPU."""
-    if torch.cuda.is_available():
+def device(name: str = "auto") -> torch.device:
+    """This process's device: its GPU where there is one and `name` is not "cpu", else the CPU."""
+    if name != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
 
 
 def barrier() -> None:
     """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
+    gather(None)
 
 
 def gather(mine: object) -> list:
@@ -45,41 +62,150 @@ def gather(mine: object) -> list:
     return everyones
 
 
+def from_main(compute: Callable[[], object]):
+    """What `compute` gives in the main process, or the UserError that it raises there, in all
+    processes (each must call this)."""
+    answer = None
+    if is_main():
+        try:
+            answer = compute()
+        except UserError as error:
+            answer = error
+    answer = gather(answer)[0]
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
+
+
+def any_process(*flags: bool) -> list[bool]:
+    """For each flag, whether some process has it (each process must call this).
+
+    Goes by the CPU, so that nobody waits for a GPU.
+    """
+    if world_size() == 1:
+        return list(flags)
+    counts = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(counts, dist.ReduceOp.MAX)
+    return [bool(count) for count in counts]
+
+
+class StopRequest:
+    """`asked` names the signal of STOP_SIGNALS that came since this was entered, or is empty.
+
+    Entered by the main thread, it takes these signals from their handlers until it is left.
+    """
+
+    asked = ""
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame) -> None:
+        self.asked = signal.Signals(number).name
+
+
 @contextmanager
-def process_group():
-    """Join torchrun's processes, if it started this one: nccl on GPUs, gloo on CPUs."""
+def process_group(device_name: str = "auto") -> Iterator[None]:
+    """Join torchrun's processes, if it started this one.
+
+    Tensors on GPUs go by nccl; those on the CPU by gloo, with GPUs as well, so that small
+    agreements need not wait for a GPU.
+    """
     if "WORLD_SIZE" not in os.environ or "MASTER_ADDR" not in os.environ:
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(device())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    mine = device(device_name)
+    if mine.type == "cuda":
+        _check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), "torchrun asks for")
+        torch.cuda.set_device(mine)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def launch(job: Callable, num_gpus: int, *args) -> None:
-    """Run `job(*args)` in `num_gpus` processes, each with its own GPU.
+def launch(job: Callable, num_gpus: int, *args, device_name: str = "auto",
+           max_restarts: int = 0) -> None:
+    """Run `job(*args)` in `num_gpus` processes, each with its own GPU, or all on the CPU.
 
-    Under torchrun, and with one GPU or none, it runs right here. Raises UserError where there
-    are fewer GPUs than asked for.
+    Under torchrun, and for one process, it runs right here. Otherwise torch's elastic launcher
+    starts the processes on this machine, and when one dies, all of them again, up to
+    `max_restarts` times; STOP_SIGNALS are passed on to them. Raises UserError where there are
+    fewer GPUs than asked for, and the UserError or ImageError of a process, without a restart;
+    ChildFailedError, once the processes have said why, where no restart is left.
     """
-    if "WORLD_SIZE" in os.environ or num_gpus == 1 or not torch.cuda.is_available():
-        with process_group():
+    on_cpu = device(device_name).type == "cpu"
+    if "WORLD_SIZE" in os.environ or num_gpus == 1 or (on_cpu and device_name == "auto"):
+        if "WORLD_SIZE" not in os.environ and num_gpus > 1:
+            print(f"NUM_GPUS is {num_gpus}, but this machine has no GPU that PyTorch can use: one "
+                  f"process runs on the CPU (DEVICE cpu starts {num_gpus} there)", flush=True)
+        with process_group(device_name):
             job(*args)
         return
-    if num_gpus > torch.cuda.device_count():
-        raise UserError(f"NUM_GPUS is {num_gpus}, but this machine has "
-                        f"{torch.cuda.device_count()}: give NUM_GPUS {torch.cuda.device_count()}")
+    if not on_cpu:
+        _check_gpus(num_gpus, "NUM_GPUS is")
+    with tempfile.TemporaryDirectory() as folder:
+        _launch_elastic(Path(folder) / "mistake", job, num_gpus, args, device_name, max_restarts)
+
+
+def _check_gpus(wanted: int, who: str) -> None:
+    if wanted > torch.cuda.device_count():
+        raise UserError(f"{who} {wanted}, but this machine has {torch.cuda.device_count()} GPU(s): "
+                        f"give NUM_GPUS {torch.cuda.device_count()}, or as many processes")
+
+
+def _launch_elastic(mistake: Path, job: Callable, processes: int, args: tuple, device_name: str,
+                    max_restarts: int) -> None:
+    """`mistake` is a file for the message of a user's mistake, which ends the job for good."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=num_gpus,
-                          rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
-    elastic_launch(config, _join_and_run)(job, *args)
+    # The processes say themselves what happened to them; the launcher would add a page to it
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="dolg", rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=max_restarts,
+        # Its own handler of STOP_SIGNALS would give the processes half a minute, then kill them
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT")
+    before = {number: signal.signal(number, _pass_on) for number in STOP_SIGNALS}
+    try:
+        elastic_launch(config, _run_process)(mistake, job, args, device_name)
+    except ChildFailedError:
+        if not mistake.exists():
+            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if mistake.exists():
+        raise UserError(mistake.read_text(encoding="utf-8"))
 
 
-def _join_and_run(job: Callable, *args) -> None:
-    with process_group():
-        job(*args)
+def _pass_on(number: int, _frame) -> None:
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, number)
+
+
+def _run_process(mistake: Path, job: Callable, args: tuple, device_name: str) -> None:
+    """What each process of the elastic launcher runs."""
+    if mistake.exists():
+        return      # started again after a mistake that no restart mends
+    keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
+    try:
+        with process_group(device_name):
+            job(*args)
+    except (UserError, ImageError) as error:
+        write_atomically(mistake, str(error))
+        raise
+    except Exception:
+        if not mistake.exists():        # else this one only lost its peer
+            traceback.print_exc()
+        raise

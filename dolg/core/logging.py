@@ -25,6 +25,7 @@ class RunLog:
 
     def __init__(self, out_dir: str | Path):
         self._file = self._board = None
+        self._failed = False
         if is_main():
             from torch.utils.tensorboard import SummaryWriter
 
@@ -38,16 +39,25 @@ class RunLog:
         if self._file is None:
             return
         rounded = {key: _rounded(value) for key, value in figures.items()}
-        self._file.write(simplejson.dumps({"kind": kind, "step": step, **rounded}) + "\n")
-        self._file.flush()
-        for key, value in figures.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(f"{kind}/{key}", value, step)
+        try:
+            self._file.write(simplejson.dumps({"kind": kind, "step": step, **rounded}) + "\n")
+            self._file.flush()
+            for key, value in figures.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{key}", value, step)
+        except OSError as error:        # a full disk takes the log, not the training
+            if not self._failed:
+                say(f"WARNING: figures are not logged: {error.strerror or error}")
+            self._failed = True
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.close()
             self._board.close()
+        except OSError as error:
+            say(f"WARNING: the last figures are not logged: {error.strerror or error}")
 
 
 def _rounded(value):

@@ -1,5 +1,10 @@
 """Training: epochs over an image list, with checkpoints from which a run goes on exactly."""
+import os
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,38 +13,47 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dolg.core.checkpoint import (checkpoint_path, load_weights, newest_checkpoint, read_file,
-                                  save_checkpoint)
+from dolg.core.averaging import build_average
+from dolg.core.batchnorm import precise_statistics
+from dolg.core.checkpoint import load_weights, read_file
+from dolg.core.distributed import (StopRequest, any_process, device, from_main, gather, is_main,
+                                   local_world_size, rank, world_size)
 from dolg.core.download import weights_file
-from dolg.core.distributed import barrier, device, is_main, rank, world_size
-from dolg.core.evaluation import class_retrieval, classification_error
 from dolg.core.logging import RunLog, say
-from dolg.core.meters import Meter, figures_of
-from dolg.core.optimizer import build_optimizer, learning_rate, set_learning_rate
-from dolg.core.resume import check_same_run, restore_rng, rng_states
-from dolg.data.image_list import ImageList, read_image_list
-from dolg.data.loader import (BalancedStepSampler, Batch, CentredImages, StepLoader, StepSampler,
-                              TrainingImages)
+from dolg.core.meters import NOTHING, Meter, add_sums, figures_of, pool_sums, summarise
+from dolg.core.optimizer import (build_optimizer, clip_gradients, learning_rate,
+                                 set_learning_rate)
+from dolg.core.precision import autocast, grad_scaler
+from dolg.core.resume import (check_same_run, load_optimizer_state, restore_rng, rng_states,
+                              whole_loss_state, whole_optimizer_state)
+from dolg.core.saving import Position, Saver, newest_checkpoint
+from dolg.core.validation import Validation
+from dolg.data.datasets import TrainingImages
+from dolg.data.images import check_images, open_images
+from dolg.data.loader import Batch, StepLoader, worker_count
+from dolg.data.sampler import BalancedStepSampler, StepSampler
 from dolg.errors import UserError
 from dolg.files import write_atomically
 from dolg.losses import build_loss
+from dolg.losses.shards import sharded_parameters
 from dolg.models import build_model
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class TrainingModule(nn.Module):
     """Model and loss as one module, so that distributed training wraps them once.
 
-    With `freeze_norms` the model's batch norms keep their running statistics as they are.
+    With `freeze_norms` the model's batch norms keep their running statistics as they are; with
+    `compiled` the model is compiled for training (not for evaluation, whose sizes vary).
     """
 
-    def __init__(self, model: nn.Module, loss: nn.Module, freeze_norms: bool):
+    def __init__(self, model: nn.Module, loss: nn.Module, freeze_norms: bool,
+                 compiled: bool = False):
         super().__init__()
         self.model, self.loss, self.freeze_norms = model, loss, freeze_norms
+        self._compiled = torch.compile(model.forward) if compiled else None
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.loss(self.model(images), labels)
+        describe = self._compiled if self._compiled and self.training else self.model
+        return self.loss(describe(images), labels)
 
     def train(self, mode: bool = True) -> "TrainingModule":
         super().train(mode)
@@ -51,7 +65,7 @@ class TrainingModule(nn.Module):
 
 
 def train(cfg) -> None:
-    """Train as `cfg` says, from the newest checkpoint in OUT_DIR if there is one."""
+    """Train as `cfg` says, from the newest whole checkpoint in OUT_DIR if there is one."""
     Trainer(cfg).run()
 
 
@@ -59,119 +73,202 @@ class Trainer:
     """The parts of a run, built in view, and the loop over them."""
 
     def __init__(self, cfg):
-        self.cfg, self.device = cfg, device()
-        if cfg.TRAIN.BATCH_SIZE % world_size():
-            raise UserError(f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} is the total of all "
-                            f"processes: give a multiple of {world_size()}")
+        self.cfg, self.device = cfg, device(cfg.DEVICE)
+        _check_batch(cfg)
         torch.manual_seed(cfg.RNG_SEED)
         torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
+        self.saver = None
+        from_main(self._open_folder)
         model = build_model(cfg)
-        self.train_images = self._images(cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT, "TRAIN.DATASET",
-                                         cfg.MODEL.NUM_CLASSES)
-        class_counts = np.bincount(self.train_images.labels, minlength=cfg.MODEL.NUM_CLASSES)
-        loss = build_loss(cfg, model.dims, class_counts)
-        self.module = TrainingModule(model, loss, cfg.BN.FREEZE)
-        self.train_loader = self._train_loader(model.input_spec)
-        self.test_loader = self._test_loader(model.input_spec)
+        self.train_images = self._train_images()
+        counts = np.bincount(self.train_images.labels, minlength=cfg.MODEL.NUM_CLASSES)
+        loss = build_loss(cfg, model.dims, counts)
+        if cfg.BN.SYNC and world_size() > 1:
+            model = _synchronised(model, self.device)
+        self.module = TrainingModule(model, loss, cfg.BN.FREEZE, cfg.TRAIN.COMPILE)
         self.module.to(self.device, memory_format=torch.channels_last)
+        self.sharded = {f"loss.{name}" for name in sharded_parameters(loss)}
+        self.train_loader = self._train_loader(model.input_spec)
+        self.autocast = partial(autocast, cfg.PRECISION, self.device)
+        self.validation = Validation(cfg, model.input_spec, self.device)
         self.optimizer = build_optimizer(cfg, self.module)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.PRECISION == "fp16")
-        self.first_epoch = self._resume_or_start()
-        self.parallel = self.module if world_size() == 1 else DistributedDataParallel(self.module)
+        self.scaler = grad_scaler(cfg.PRECISION, self.device, bool(self.sharded))
+        self.average = build_average(model, cfg.TRAIN.EMA)
+        self.start, self.sums = self._resume_or_start()
+        self.parallel = self._wrap()
 
     def run(self) -> None:
-        """All epochs that are left, each ending in a checkpoint as often as asked."""
+        """All epochs that are left; or as far as a stop is asked for, with a checkpoint of the step
+        in which it came."""
         cfg = self.cfg
-        if self.first_epoch >= cfg.OPTIM.MAX_EPOCH:
-            say(f"{cfg.OUT_DIR} holds all {self.first_epoch} epochs: nothing left to train")
+        if self.start.epoch >= cfg.OPTIM.MAX_EPOCH:
+            say(f"{cfg.OUT_DIR} holds all {self.start.epoch} epochs: nothing left to train")
             return
-        say(f"training on {len(self.train_loader.sampler)} steps of {cfg.TRAIN.BATCH_SIZE} images "
-            f"per epoch, {world_size()} process(es), {self.device.type}, {cfg.PRECISION}")
+        say(f"training on {len(self.train_loader)} steps of {cfg.TRAIN.BATCH_SIZE} images per "
+            f"epoch, {world_size()} process(es), {self.device.type}, {cfg.PRECISION}")
         log = RunLog(cfg.OUT_DIR)
         try:
-            for epoch in range(self.first_epoch, cfg.OPTIM.MAX_EPOCH):
-                self._train_epoch(epoch, log)
-                done, last = epoch + 1, epoch + 1 == cfg.OPTIM.MAX_EPOCH
-                if self.test_loader and (last or done % cfg.TRAIN.EVAL_PERIOD == 0):
-                    self._test_epoch(epoch, log)
-                if last or done % cfg.TRAIN.CHECKPOINT_PERIOD == 0:
-                    self._save(done)
+            with StopRequest() as stop:
+                for epoch in range(self.start.epoch, cfg.OPTIM.MAX_EPOCH):
+                    if not self._train_epoch(epoch, log, stop):
+                        return
+                    self._end_epoch(epoch + 1, log)
+            if self.saver:
+                self.saver.finish()
         finally:
             log.close()
 
-    def _train_epoch(self, epoch: int, log: RunLog) -> None:
-        cfg, steps, period, whole = self.cfg, len(self.train_loader), Meter(), Meter()
+    def _train_epoch(self, epoch: int, log: RunLog, stop: StopRequest) -> bool:
+        """The steps left of an epoch; False where a stop was asked for."""
+        steps, meter = len(self.train_loader), Meter()
+        first = self.start.step if epoch == self.start.epoch else 0
         self.parallel.train()
-        bar = tqdm(self.train_loader.epoch(epoch), total=steps, unit="step", leave=False,
-                   desc=f"epoch {epoch + 1}/{cfg.OPTIM.MAX_EPOCH}",
+        bar = tqdm(_timed(self.train_loader.epoch(epoch, first)), initial=first, total=steps,
+                   desc=f"epoch {epoch + 1}/{self.cfg.OPTIM.MAX_EPOCH}", unit="step", leave=False,
                    disable=None if is_main() else True)
-        asked = time.perf_counter()
-        for step, batch in enumerate(bar):
-            wait = time.perf_counter() - asked
-            rate = learning_rate(cfg, epoch + (step / steps if cfg.OPTIM.LR_UPDATE == "step" else 0))
-            set_learning_rate(self.optimizer, rate)
-            figures = self._step(batch, epoch, step)
-            for meter in (period, whole):
-                meter.update(figures, len(batch.labels), wait)
-            if (step + 1) % cfg.LOG_PERIOD == 0:
-                figures = period.summary()
-                period.reset()
-                bar.set_postfix(loss=f"{figures['loss']:.3f}")
-                log.write("train", epoch * steps + step + 1,
-                          {"epoch": epoch + 1, "lr": rate, **figures})
-            asked = time.perf_counter()
-        figures = whole.summary()
-        log.write("train_epoch", (epoch + 1) * steps, {"epoch": epoch + 1, "lr": rate, **figures})
-        say(f"epoch {epoch + 1}/{cfg.OPTIM.MAX_EPOCH}: {_in_words(figures)}, "
-            f"{figures['images_per_s']:.0f} images/s")
+        for step, (batch, wait) in enumerate(bar, first):
+            set_learning_rate(self.optimizer, self._rate(epoch, step))
+            meter.update(self.step(batch), batch.indexes, wait)
+            position = Position(epoch, step + 1)
+            logging = position.step % self.cfg.LOG_PERIOD == 0
+            stopping, due = any_process(bool(stop.asked), self._checkpoint_is_due())
+            if logging or stopping or due or position.step == steps:
+                self._check_losses(meter, position)
+            if stopping or due:
+                self._save(position, add_sums(self.sums, meter.sums()))
+            if stopping:
+                self._say_stopped(stop, position)
+                return False
+            if logging:
+                bar.set_postfix(loss=f"{meter.losses()[-1]:.3f}")
+                self._log(log, "train", position, meter.summary())
+                self.sums = add_sums(self.sums, meter.sums())
+                meter.reset()
+        figures = summarise(add_sums(self.sums, meter.sums()))
+        self.sums = NOTHING
+        self._log(log, "train_epoch", Position(epoch, steps), figures)
+        say(f"epoch {epoch + 1}/{self.cfg.OPTIM.MAX_EPOCH}: {in_words(figures)}, "
+            f"{figures['images_per_s']:.0f} images/s, waiting for data "
+            f"{figures['data_wait']:.0%}")
+        return True
 
-    def _step(self, batch: Batch, epoch: int, step: int) -> dict[str, float]:
-        """Forward, backward, update; what there is to count."""
-        images = batch.images.to(self.device, non_blocking=True)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        with self._autocast():
-            outputs = self.parallel(images, labels)
-        loss = outputs["total"].item()
-        if not loss - loss == 0:
-            raise UserError(self._describe_failure(loss, batch, epoch, step))
+    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One update; its figures, on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(outputs["total"]).backward()
+        parts = self.cfg.TRAIN.ACCUMULATE
+        figures = []
+        for number, (images, labels) in enumerate(zip(batch.images.chunk(parts),
+                                                      batch.labels.chunk(parts)), 1):
+            with self._exchange(last=number == parts):
+                with self.autocast():
+                    outputs = self.parallel(images, labels)
+                self.scaler.scale(outputs["total"] / parts).backward()
+            figures.append(figures_of(outputs, labels))
+        if self.cfg.OPTIM.CLIP_NORM:
+            self.scaler.unscale_(self.optimizer)
+            clip_gradients(self.module, self.cfg.OPTIM.CLIP_NORM, self.sharded)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return figures_of(outputs, labels)
+        if self.average:
+            self.average.update_parameters(self.module.model)
+        return {name: sum(part[name] for part in figures) / parts for name in figures[0]}
 
-    def _describe_failure(self, loss: float, batch: Batch, epoch: int, step: int) -> str:
-        """What went wrong, for the user; the paths of the batch are written to a file."""
-        paths = [str(self.train_images.paths[i]) for i in batch.indexes.tolist()]
-        file = Path(self.cfg.OUT_DIR) / f"failed_batch_rank{rank()}.txt"
-        write_atomically(file, "\n".join(paths) + "\n")
-        return (f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}, rank {rank()}; the "
-                f"{len(paths)} images of the batch are listed in {file} (first: {paths[0]}). "
-                "Lower OPTIM.BASE_LR, or go on from an earlier checkpoint")
+    def _end_epoch(self, done: int, log: RunLog) -> None:
+        """Evaluation and a checkpoint after `done` epochs, where they are due."""
+        cfg, last = self.cfg, done == self.cfg.OPTIM.MAX_EPOCH
+        testing = self.validation.wanted and (last or done % cfg.TRAIN.EVAL_PERIOD == 0)
+        saving = last or done % cfg.TRAIN.CHECKPOINT_PERIOD == 0
+        tested = TrainingModule(self.average.module if self.average else self.module.model,
+                                self.module.loss, cfg.BN.FREEZE)
+        if cfg.BN.USE_PRECISE_STATS and (testing or saving):
+            precise_statistics(tested.train().model, self._images_for_statistics(done - 1),
+                               self.autocast)
+        best = None
+        if testing:
+            if self.saver:
+                self.saver.wait()   # no process forks its data workers while another thread writes
+            figures = self.validation.run(tested)
+            self._log(log, "test_epoch", Position(done - 1, len(self.train_loader)), figures)
+            say(f"  evaluation: {in_words(figures)}")
+            best = self.validation.record(figures, self.saver.best) if self.saver else None
+        if any_process(saving or best is not None)[0]:
+            self._save(Position(done), NOTHING, best)
 
-    def _test_epoch(self, epoch: int, log: RunLog) -> None:
+    def _images_for_statistics(self, epoch: int) -> Iterator[torch.Tensor]:
+        batches = -(-self.cfg.BN.NUM_SAMPLES_PRECISE // self.cfg.TRAIN.BATCH_SIZE)
+        return (batch.images for batch in islice(self.train_loader.epoch(epoch), batches))
+
+    def _check_losses(self, meter: Meter, position: Position) -> None:
+        """Raise UserError where a loss since the meter's reset is not finite, in any process."""
+        losses = meter.losses()
+        failed = np.flatnonzero(~np.isfinite(losses))
+        firsts = gather(int(failed[0]) if len(failed) else len(losses))
+        first = min(firsts)
+        if first == len(losses):
+            return
+        step, message = position.step - len(losses) + first + 1, ""
+        if firsts[rank()] == first:
+            names = [self.train_images.name(i) for i in meter.indexes[first].tolist()]
+            file = Path(self.cfg.OUT_DIR) / f"failed_batch_rank{rank()}.txt"
+            write_atomically(file, "\n".join(names) + "\n")
+            message = (f"the loss is {losses[first]} at epoch {position.epoch + 1}, step {step}, "
+                       f"rank {rank()}; the {len(names)} images of the batch are listed in {file} "
+                       f"(first: {names[0]}). Lower OPTIM.BASE_LR, or go on from an earlier "
+                       "checkpoint")
+        raise UserError(next(text for text in gather(message) if text))
+
+    def _log(self, log: RunLog, kind: str, position: Position, figures: dict[str, float]) -> None:
+        steps = position.epoch * len(self.train_loader) + position.step
+        rate = {"lr": self._rate(position.epoch, position.step - 1)} if "train" in kind else {}
+        log.write(kind, steps, {"epoch": position.epoch + 1, **rate, **figures})
+
+    def _say_stopped(self, stop: StopRequest, position: Position) -> None:
+        if self.saver:
+            self.saver.finish()
+        say(f"{stop.asked or 'another process'} asked to stop: {position} done, and saved. The same "
+            "command goes on from there")
+
+    def _rate(self, epoch: int, step: int) -> float:
+        share = step / len(self.train_loader) if self.cfg.OPTIM.LR_UPDATE == "step" else 0
+        return learning_rate(self.cfg, epoch + share)
+
+    def _checkpoint_is_due(self) -> bool:
+        minutes = self.cfg.TRAIN.CHECKPOINT_MINUTES
+        return is_main() and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+
+    def _exchange(self, last: bool):
+        """Gradients go between the processes with the last part of a step only."""
+        whole = last or self.parallel is self.module
+        return nullcontext() if whole else self.parallel.no_sync()
+
+    def _wrap(self) -> nn.Module:
+        if world_size() == 1:
+            return self.module
+        # Every process has other rows of these, and their whole gradient
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.module,
+                                                                            self.sharded)
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.module, device_ids=devices,
+                                       gradient_as_bucket_view=True)
+
+    def _train_images(self):
         cfg = self.cfg
-        if cfg.TEST.METRIC == "recall":
-            figures = class_retrieval(self.module.model, self.test_loader, self.test_images.labels,
-                                      cfg.TEST.RECALLS, self.device, self._autocast)
-        else:
-            figures = classification_error(self.module, self.test_loader, self.device,
-                                           self._autocast)
-        log.write("test_epoch", (epoch + 1) * len(self.train_loader),
-                  {"epoch": epoch + 1, **figures})
-        say(f"  on {cfg.TEST.DATASET}/{cfg.TEST.SPLIT}: {_in_words(figures)}")
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=PRECISIONS[self.cfg.PRECISION],
-                              enabled=self.cfg.PRECISION != "fp32")
-
-    def _train_loader(self, input_spec) -> StepLoader:
-        cfg, images = self.cfg, self.train_images
+        if not cfg.TRAIN.DATASET:
+            raise UserError(f"TRAIN.DATASET is empty: name a folder under DATA_DIR {cfg.DATA_DIR}")
+        images = open_images(Path(cfg.DATA_DIR) / cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT,
+                             cfg.MODEL.NUM_CLASSES)
         if len(images) < cfg.TRAIN.BATCH_SIZE:
             raise UserError(f"TRAIN.SPLIT has {len(images)} images, fewer than "
                             f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE}")
-        dataset = TrainingImages(images, cfg.TRAIN.IM_SIZE, cfg.TRAIN.CROP_AREA, cfg.RNG_SEED,
-                                 cfg.TRAIN.LIGHTING, cfg.TRAIN.RESIZE)
+        missing = Path(cfg.OUT_DIR) / "missing_images.txt"
+        from_main(lambda: check_images(images, cfg.DATA_LOADER.CHECK, missing))
+        return images
+
+    def _train_loader(self, input_spec) -> StepLoader:
+        cfg, images = self.cfg, self.train_images
+        dataset = TrainingImages(
+            images, cfg.TRAIN.IM_SIZE, cfg.TRAIN.CROP_AREA, cfg.RNG_SEED, cfg.TRAIN.LIGHTING,
+            cfg.TRAIN.RESIZE, cfg.DATA_LOADER.REDUCED_DECODE, cfg.DATA_LOADER.ON_DEVICE)
         if cfg.TRAIN.IMAGES_PER_CLASS:
             sampler = BalancedStepSampler(images.labels, cfg.TRAIN.BATCH_SIZE,
                                           cfg.TRAIN.IMAGES_PER_CLASS, rank(), world_size(),
@@ -179,35 +276,24 @@ class Trainer:
         else:
             sampler = StepSampler(len(images), cfg.TRAIN.BATCH_SIZE, rank(), world_size(),
                                   cfg.RNG_SEED, shuffle=True)
-        return self._loader(dataset, sampler, input_spec)
-
-    def _test_loader(self, input_spec) -> StepLoader | None:
-        cfg = self.cfg
-        if not cfg.TEST.DATASET:
-            return None
-        classes = cfg.MODEL.NUM_CLASSES if cfg.TEST.METRIC == "error" else None
-        self.test_images = self._images(cfg.TEST.DATASET, cfg.TEST.SPLIT, "TEST.DATASET", classes)
-        dataset = CentredImages(self.test_images, cfg.TEST.IM_SIZE, cfg.TRAIN.IM_SIZE,
-                                square=cfg.TRAIN.RESIZE > 0)
-        sampler = StepSampler(len(self.test_images), cfg.TEST.BATCH_SIZE, rank(), world_size(),
-                              cfg.RNG_SEED, shuffle=False)
-        return self._loader(dataset, sampler, input_spec)
-
-    def _images(self, dataset: str, split: str, key: str, num_classes: int | None) -> ImageList:
-        if not dataset:
-            raise UserError(f"{key} is empty: name a folder under DATA_DIR {self.cfg.DATA_DIR}")
-        return read_image_list(Path(self.cfg.DATA_DIR) / dataset / split, num_classes)
-
-    def _loader(self, dataset, sampler: StepSampler, spec) -> StepLoader:
-        cfg = self.cfg
         pin = cfg.DATA_LOADER.PIN_MEMORY and self.device.type == "cuda"
-        return StepLoader(dataset, sampler, spec, cfg.DATA_LOADER.NUM_WORKERS, pin)
+        workers = worker_count(cfg.DATA_LOADER.NUM_WORKERS, local_world_size())
+        return StepLoader(dataset, sampler, input_spec, workers, pin, self.device)
 
-    def _resume_or_start(self) -> int:
-        """Load the newest checkpoint, or start anew; the number of epochs already done."""
+    def _open_folder(self) -> None:
         cfg = self.cfg
-        newest = newest_checkpoint(cfg.OUT_DIR)
-        barrier()       # no process may write the first checkpoint before all have looked
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        if restarts:
+            say(f"a process died: all are started again (restart {restarts} of "
+                f"{os.environ.get('TORCHELASTIC_MAX_RESTARTS', '?')})")
+        self.saver = Saver(cfg.OUT_DIR, cfg.TRAIN.KEEP_CHECKPOINTS)
+
+    def _resume_or_start(self) -> tuple[Position, dict]:
+        """Load the newest whole checkpoint, or start anew: how far it is, and the sums of the
+        begun epoch."""
+        cfg = self.cfg
+        self.saved_at = time.monotonic()
+        newest = from_main(lambda: newest_checkpoint(cfg.OUT_DIR))
         if newest and not cfg.TRAIN.AUTO_RESUME:
             raise UserError(f"{newest} exists, and TRAIN.AUTO_RESUME is False: give another "
                             "OUT_DIR, delete that one, or resume")
@@ -216,42 +302,74 @@ class Trainer:
         if cfg.TRAIN.WEIGHTS:
             say(load_weights(self.module.model, weights_file(cfg.TRAIN.WEIGHTS), start=True,
                              partial=cfg.TRAIN.WEIGHTS_PARTIAL))
-        if is_main():
+            if self.average:
+                self.average.module.load_state_dict(self.module.model.state_dict())
+        if self.saver:
             write_atomically(Path(cfg.OUT_DIR) / "config.yaml", cfg.dump())
-        self._save(0)
-        return 0
+        self._save(Position(0), NOTHING)
+        if self.saver:
+            self.saver.finish()     # a folder that cannot be written to is better known at once
+        return Position(0), NOTHING
 
-    def _resume(self, path: Path) -> int:
+    def _resume(self, path: Path) -> tuple[Position, dict]:
         state = read_file(path)
         check_same_run(self.cfg, state, path)
         self.module.model.load_state_dict(state["model"])
         self.module.loss.load_state_dict(state["loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, self.module.loss, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.module.load_state_dict(state["average"])
         restore_rng(state["rng"])
-        say(f"going on from {path}")
-        return state["epoch"]
+        position = Position(state["epoch"], state.get("step", 0))
+        say(f"going on from {path}: {position} done")
+        return position, state.get("sums", NOTHING) if is_main() else NOTHING
 
-    def _save(self, epoch: int) -> None:
-        rng = rng_states()
-        if is_main():
-            save_checkpoint(checkpoint_path(self.cfg.OUT_DIR, epoch), {
-                "model": self.module.model.state_dict(),
-                "loss": self.module.loss.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "epoch": epoch,
-                "rng": rng,
-                "cfg": self.cfg.dump(),
-            })
-        barrier()
+    def _save(self, position: Position, sums: dict, best: dict | None = None) -> None:
+        """Hand the run's state to the saver (each process must call this)."""
+        state = {
+            "model": self.module.model.state_dict(),
+            "average": self.average.module.state_dict() if self.average else {},
+            "loss": whole_loss_state(self.module.loss),
+            "optimizer": whole_optimizer_state(self.optimizer, self.module.loss),
+            "scaler": self.scaler.state_dict(),
+            **position._asdict(),
+            "sums": pool_sums(sums),
+            "rng": rng_states(),
+            "cfg": self.cfg.dump(),
+        }
+        if self.saver:
+            self.saver.save(position, state, best)
+        self.saved_at = time.monotonic()
 
 
-def _in_words(figures: dict[str, float]) -> str:
+def _check_batch(cfg) -> None:
+    parts = world_size() * cfg.TRAIN.ACCUMULATE
+    if cfg.TRAIN.BATCH_SIZE % parts:
+        raise UserError(f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} is the total of all processes, "
+                        f"in TRAIN.ACCUMULATE parts each: give a multiple of {parts}")
+
+
+def _synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    if device.type != "cuda":
+        raise UserError("BN.SYNC True needs GPUs: PyTorch has no synchronised batch norm for the "
+                        "CPU. Set it to False, or BN.FREEZE to True")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds that it was waited for."""
+    asked = time.perf_counter()
+    for batch in batches:
+        yield batch, time.perf_counter() - asked
+        asked = time.perf_counter()
+
+
+def in_words(figures: dict[str, float]) -> str:
     """The figures that people look for, in a line."""
     words = [f"loss {figures['loss']:.4f}"] if "loss" in figures else []
     words += [f"top-{k} error {figures[f'top{k}_err']:.1f} %" for k in (1, 5)
               if f"top{k}_err" in figures]
     words += [f"{name} {value:.2f} %" for name, value in figures.items()
-              if name.startswith(("R@", "MAP@R"))]
+              if name.startswith(("R@", "MAP@R", "mAP"))]
     return ", ".join(words)

@@ -1,19 +1,70 @@
 """Image lists: text files with one "path label" per line."""
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
+from dolg.data.decode import read_file
 from dolg.errors import UserError
+
+_NEWLINE, _RETURN, _BLANK, _MINUS, _ZERO = 10, 13, 32, 45, 48
+# What str.strip removes, of ASCII
+_IS_SPACE = np.zeros(256, dtype=bool)
+_IS_SPACE[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True
+_MOST_DIGITS = 18       # what int64 holds of any label
+_STAT_THREADS = 32      # they wait for the disk or the network
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """`paths` (absolute or relative to the working folder) and their class `labels`."""
+    """Images in files, and their classes.
 
-    paths: list[Path]
-    labels: list[int]
+    However long the list, it is four arrays: worker processes that are forked share them, where a
+    Python object per line would be copied as soon as its reference count is touched.
+
+    Attributes:
+        file: the list; its paths are relative to its folder.
+        text: the list's bytes, uint8.
+        starts, ends: (N,) int64, where in `text` each image's path stands.
+        labels: (N,) int64.
+    """
+
+    file: Path
+    text: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """The image's path, absolute or relative to the working folder."""
+        path = self.text[self.starts[index]:self.ends[index]].tobytes().decode()
+        return str(self.file.parent / path)
+
+    def read(self, index: int) -> bytes:
+        """The image's file. Raises ImageError where it cannot be read."""
+        return read_file(self.name(index))
+
+    def missing(self, indexes: np.ndarray, progress: bool = False) -> np.ndarray:
+        """Those of `indexes` whose files are absent or empty, in their order."""
+        with ThreadPoolExecutor(_STAT_THREADS) as threads:
+            there = tqdm(threads.map(self._is_there, indexes.tolist(), chunksize=256),
+                         desc=f"images of {self.file.name}", total=len(indexes), unit="image",
+                         leave=False, disable=None if progress else True)
+            return indexes[~np.fromiter(there, dtype=bool, count=len(indexes))]
+
+    def _is_there(self, index: int) -> bool:
+        try:
+            found = os.stat(self.name(index))
+        except (OSError, ValueError):       # ValueError: a zero byte in the path
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def read_image_list(file: Path, num_classes: int | None = None) -> ImageList:
@@ -26,25 +77,87 @@ def read_image_list(file: Path, num_classes: int | None = None) -> ImageList:
     if not file.is_file():
         raise UserError(f"no image list {file}: it has one 'path label' per line "
                         "(DATA_DIR, TRAIN.DATASET and TRAIN.SPLIT, or TEST's, say where)")
-    paths, labels = [], []
-    try:
-        with open(file, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                path, _, label = line.strip().rpartition(" ")
-                if not path or not label.removeprefix("-").isdecimal():
-                    raise UserError(f"{file}, line {number}: '{line.strip()[:100]}' is not "
-                                    "'path label', with a whole number as label")
-                if num_classes is None and int(label) < 0:
-                    raise UserError(f"{file}, line {number}: label {label} is below 0")
-                if num_classes is not None and not 0 <= int(label) < num_classes:
-                    raise UserError(f"{file}, line {number}: label {label} is outside 0 .. "
-                                    f"{num_classes - 1} (MODEL.NUM_CLASSES is {num_classes})")
-                paths.append(file.parent / path)
-                labels.append(int(label))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not a text file in UTF-8: {error}") from None
-    if not paths:
+    text = np.fromfile(file, dtype=np.uint8)
+    _check_encoding(file, text)
+    starts, ends = _lines(text)
+    if not len(starts):
         raise UserError(f"the image list {file} is empty")
-    return ImageList(paths, labels)
+    path_ends, labels = _labels(text, starts, ends)
+    highest = 10 ** _MOST_DIGITS if num_classes is None else num_classes
+    wrong = (path_ends <= starts) | (labels < 0) | (labels >= highest)
+    if wrong.any():
+        first = int(wrong.argmax())
+        line = text[starts[first]:ends[first]].tobytes().decode()
+        number = _line_number(text[:starts[first]].tobytes())
+        raise UserError(f"{file}, line {number}: " + _complaint(line, num_classes))
+    return ImageList(file, text, starts, path_ends, labels)
+
+
+def _check_encoding(file: Path, text: np.ndarray) -> None:
+    if len(text) and text.max() > 127:      # else it is ASCII
+        try:
+            text.tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not a text file in UTF-8: {error}") from None
+
+
+def _lines(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the lines start and end, int64, blanks at both sides and empty lines left out."""
+    breaks = np.flatnonzero((text == _NEWLINE) | (text == _RETURN))
+    starts, ends = np.append(0, breaks + 1), np.append(breaks, len(text))
+    full = starts < ends
+    starts, ends = starts[full], ends[full]
+    _strip(text, starts, ends, starts, 0, +1)
+    _strip(text, starts, ends, ends, -1, -1)
+    full = starts < ends
+    return starts[full], ends[full]
+
+
+def _strip(text: np.ndarray, starts: np.ndarray, ends: np.ndarray, edges: np.ndarray, offset: int,
+           step: int) -> None:
+    """Move `edges` (which are `starts` or `ends`) by `step` while they are at a blank, in place."""
+    left = np.arange(len(edges))
+    while len(left):
+        left = left[starts[left] < ends[left]]
+        left = left[_IS_SPACE[text[edges[left] + offset]]]
+        edges[left] += step
+
+
+def _labels(text: np.ndarray, starts: np.ndarray,
+            ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each line's path ends, at its start if it is no 'path label', and the label."""
+    labels = np.zeros(len(starts), dtype=np.int64)
+    places = ends - 1
+    digit = np.ones(len(starts), dtype=bool)
+    for power in range(_MOST_DIGITS):
+        values = text[places].astype(np.int64) - _ZERO
+        digit &= (values >= 0) & (values <= 9) & (places > starts)
+        if not digit.any():
+            break
+        labels[digit] += values[digit] * 10 ** power
+        places[digit] -= 1
+    negative = (text[places] == _MINUS) & (places > starts)
+    places[negative] -= 1
+    labels[negative] *= -1
+    # A number of more digits than fit leaves a digit where the blank should be
+    right = (places < ends - 1 - negative) & (text[places] == _BLANK)
+    return np.where(right, places, starts), labels
+
+
+def _line_number(before: bytes) -> int:
+    """The number of the line that follows `before`; \\n, \\r and \\r\\n end lines."""
+    return before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n") + 1
+
+
+def _complaint(line: str, num_classes: int | None) -> str:
+    """What is wrong with a line."""
+    path, _, label = line.rpartition(" ")
+    digits = label.removeprefix("-")
+    if not path or not (digits.isascii() and digits.isdecimal()):
+        return f"'{line[:100]}' is not 'path label', with a whole number as label"
+    if num_classes is not None:
+        return (f"label {label} is outside 0 .. {num_classes - 1} (MODEL.NUM_CLASSES is "
+                f"{num_classes})")
+    if label.startswith("-"):
+        return f"label {label} is below 0"
+    return f"label {label} has more than {_MOST_DIGITS} digits"

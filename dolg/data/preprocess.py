@@ -39,11 +39,17 @@ def preprocess(images: torch.Tensor, size: tuple[int, int], colour: str,
     x = images.to(torch.float32, memory_format=torch.channels_last)
     if tuple(x.shape[2:]) != tuple(size):
         x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=antialias)
+        x = x.contiguous(memory_format=torch.channels_last)
+    x = x.permute(0, 2, 3, 1)       # (B,h,w,3), as it is in memory
     if colour == "bgr":
-        x = x.flip(1)
+        x = torch.stack(x.unbind(3)[::-1], 3)
         shift = None if shift is None else shift.flip(1)
-    mean_, sd_ = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, sd))
-    x = x / 255
+    # One pass each over whole rows of h x 3w, several times as fast as over three strided channels;
+    # in place, but for the first, whose result is new
+    rows = (x / 255).flatten(2)
+    width = x.shape[2]
     if shift is not None:
-        x = x + shift.to(x)[:, :, None, None]
-    return ((x - mean_) / sd_).contiguous(memory_format=torch.channels_last)
+        rows += shift.to(rows).repeat(1, width)[:, None]
+    mean_, sd_ = (torch.tensor(v, device=rows.device).repeat(width) for v in (mean, sd))
+    rows.sub_(mean_).div_(sd_)
+    return rows.view(x.shape).permute(0, 3, 1, 2)

@@ -89,18 +89,27 @@ class Extractor:
              progress: bool) -> int:
         """Compute `chunks` of the store; returns how many of their images failed."""
         order = [i for chunk in chunks for i in writer.rows(chunk)]
-        jpeg_decoder()      # once, before the workers start
-        loader = DataLoader(DecodedImages(source, order, self.max_pixels), batch_size=None,
-                            num_workers=min(self.workers, len(order)))
         failed = 0
         with tqdm(total=len(order), unit="image", desc=writer.path.name,
                   disable=None if progress else True) as bar:
-            images = iter(loader)
+            images = self._images(source, order)
             for chunk in chunks:
                 table, errors = self._chunk(images, len(writer.rows(chunk)), writer.dim, bar)
                 writer.write_chunk(chunk, table, errors)
                 failed += len(errors)
         return failed
+
+    def table(self, source: ImageSource, rows: list[int], progress: bool) -> np.ndarray:
+        """Descriptors (len(rows),D) of some images of a source; those that failed are NaN."""
+        self.model.eval()
+        with tqdm(total=len(rows), unit="image", leave=False,
+                  disable=None if progress else True) as bar:
+            return self._chunk(self._images(source, rows), len(rows), self.model.dim, bar)[0]
+
+    def _images(self, source: ImageSource, order: list[int]) -> Iterator:
+        jpeg_decoder()      # once, before the workers start
+        return iter(DataLoader(DecodedImages(source, order, self.max_pixels), batch_size=None,
+                               num_workers=min(self.workers, len(order))))
 
     def _chunk(self, images: Iterator, count: int, dim: int, bar: tqdm):
         """The next `count` images' descriptors (count,dim), and the reasons of the failed rows.

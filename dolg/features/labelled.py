@@ -17,7 +17,8 @@ def labelled_store(path: str | Path, list_file: Path) -> tuple[FeatureStore, np.
     or marked as failed.
     """
     store, listed = FeatureStore(path), read_image_list(list_file)
-    label_of = dict(zip(listed.paths, listed.labels))
+    paths = [Path(listed.name(index)) for index in range(len(listed))]
+    label_of = dict(zip(paths, listed.labels.tolist()))
     images = [list_file.parent / name for name in store.names]
     _check_none(label_of.keys() - set(images), f"the store {path} lacks", f"of {list_file}")
     _check_none(set(images) - label_of.keys(), f"the list {list_file} lacks", f"of {path}")

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import dolg
-from dolg.core.checkpoint import load_weights, newest_checkpoint
-from dolg.core.distributed import barrier, device, is_main, rank, world_size
+from dolg.core.checkpoint import load_weights
+from dolg.core.distributed import (barrier, device, is_main, local_world_size, rank,
+                                   world_size)
 from dolg.core.logging import say
-from dolg.core.trainer import PRECISIONS
+from dolg.core.precision import PRECISIONS
+from dolg.core.saving import best_checkpoint, newest_checkpoint
+from dolg.data.loader import worker_count
 from dolg.errors import UserError
 from dolg.features.extract import Extractor
 from dolg.features.sources import ImageSource, images_of, revisited_set
@@ -28,8 +31,9 @@ def infer(cfg) -> None:
     say(load_weights(model, weights))
     provenance = {**_settings(cfg), "weights_digest": file_digest(weights),
                   "library": f"dolg {dolg.__version__}"}
-    extractor = Extractor(model.to(device()), cfg.INFER.SCALES, PRECISIONS[cfg.PRECISION],
-                          cfg.INFER.BATCH_SIZE, cfg.DATA_LOADER.NUM_WORKERS,
+    extractor = Extractor(model.to(device(cfg.DEVICE)), cfg.INFER.SCALES, PRECISIONS[cfg.PRECISION],
+                          cfg.INFER.BATCH_SIZE,
+                          worker_count(cfg.DATA_LOADER.NUM_WORKERS, local_world_size()),
                           cfg.INFER.MAX_PIXELS, cfg.INFER.STRICT, cfg.INFER.SIZE)
     out_dir = Path(cfg.INFER.OUT_DIR or Path(cfg.OUT_DIR) / "features")
     for name, source in sources.items():
@@ -64,6 +68,8 @@ def _sources(cfg) -> dict[str, ImageSource]:
 
 
 def _weights_file(cfg) -> Path:
+    if cfg.TEST.WEIGHTS == "best":
+        return best_checkpoint(cfg.OUT_DIR)
     if cfg.TEST.WEIGHTS:
         return Path(cfg.TEST.WEIGHTS)
     newest = newest_checkpoint(cfg.OUT_DIR)

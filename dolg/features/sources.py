@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dolg.errors import UserError
-from revisitop.groundtruth import GroundTruthError, load_ground_truth
+from revisitop.groundtruth import GroundTruth, GroundTruthError, load_ground_truth
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -29,20 +29,28 @@ class ImageSource:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def revisited_set(root: Path, name: str, crop_queries: bool) -> dict[str, ImageSource]:
+def revisited_truth(root: Path, name: str, key: str) -> GroundTruth:
+    """The ground truth root/name/gnd_name.pkl, for which the configuration key `key` asked.
+
+    Raises UserError where it is missing or no ground truth.
+    """
+    truth_file = root / name / f"gnd_{name}.pkl"
+    if not truth_file.is_file():
+        raise UserError(f"no ground truth {truth_file}: {key} {name} is a folder under {root} with "
+                        f"jpg/ and gnd_{name}.pkl in it")
+    try:
+        return load_ground_truth(truth_file)
+    except GroundTruthError as error:
+        raise UserError(str(error)) from None
+
+
+def revisited_set(root: Path, name: str, crop_queries: bool,
+                  key: str = "INFER.DATASET") -> dict[str, ImageSource]:
     """{"query": ..., "database": ...} of the folder root/name with jpg/ and gnd_name.pkl.
 
     Raises UserError where the folder, its ground truth or an image that this names is missing.
     """
-    folder = root / name
-    truth_file = folder / f"gnd_{name}.pkl"
-    if not truth_file.is_file():
-        raise UserError(f"no ground truth {truth_file}: INFER.DATASET {name} is a folder under "
-                        f"INFER.DATA_DIR {root} with jpg/ and gnd_{name}.pkl in it")
-    try:
-        truth = load_ground_truth(truth_file)
-    except GroundTruthError as error:
-        raise UserError(str(error)) from None
+    truth, folder = revisited_truth(root, name, key), root / name
     boxes = list(truth.boxes) if crop_queries else [None] * len(truth.queries)
     parts = {"query": (truth.queries, boxes),
              "database": (truth.images, [None] * len(truth.images))}
@@ -50,7 +58,7 @@ def revisited_set(root: Path, name: str, crop_queries: bool) -> dict[str, ImageS
     for part, (names, part_boxes) in parts.items():
         paths = [_image_file(folder / "jpg", image) for image in names]
         sources[part] = ImageSource(list(names), paths, part_boxes)
-    _check_present(truth_file, folder / "jpg", sources)
+    _check_present(folder / f"gnd_{name}.pkl", folder / "jpg", sources)
     return sources
 
 

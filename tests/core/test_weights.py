@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from dolg.config import load_cfg
-from dolg.core.checkpoint import load_weights, newest_checkpoint, save_checkpoint
+from dolg.core.checkpoint import load_weights
+from dolg.core.saving import newest_checkpoint, save_checkpoint
 from dolg.errors import UserError
 from dolg.losses import build_loss
 from dolg.models import build_model

@@ -1,0 +1,126 @@
+"""Views of the images of a list or of shards: read, decoded and, unless a GPU does it, rendered."""
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dolg.data.augment import (View, centre_view, random_square_view, random_view, render,
+                               render_quickly, square_view)
+from dolg.data.decode import ImageError, decode, read_header
+from dolg.data.image_list import ImageList
+from dolg.data.shards import ImageShards
+from dolg.errors import UserError
+
+# First word of the seed: the order of images and their augmentation are drawn apart
+_AUGMENT = 1
+
+
+class Sample(NamedTuple):
+    """An image on its way into a batch.
+
+    Attributes:
+        pixels: the rendered view, float (3,size,size) in 0..255; or, where the device is to render
+            it, uint8 (3,H,W); or, where it is to decode as well, a JPEG file's bytes (n,) uint8.
+        view: what of the pixels is seen, or was.
+        label, index: the image's class, and its place in the list.
+    """
+
+    pixels: torch.Tensor
+    view: View
+    label: int
+    index: int
+
+
+class _Views(Dataset):
+    """What TrainingImages and CentredImages have in common; they say which view is drawn.
+
+    Args:
+        images: a list or shards.
+        size: side of the views.
+        reduced: decode a JPEG at 1/2, 1/4 or 1/8 of its size where the view allows, and render
+            quickly.
+        on_device: what is left to the device: "" (nothing), "augment" (rendering the view) or
+            "decode" (decoding plain, upright JPEGs, at their full size, and rendering).
+    """
+
+    def __init__(self, images: ImageList | ImageShards, size: int, reduced: bool, on_device: str):
+        assert on_device in ("", "augment", "decode"), on_device
+        self.images, self.size = images, size
+        self.reduced, self.on_device = reduced, on_device
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
+        """The image `index` as `epoch` sees it; `key` is (epoch, index)."""
+        epoch, index = key
+        try:
+            pixels, view = self._load(epoch, index)
+        except ImageError as error:
+            return error
+        if not self.on_device:
+            pixels = (render_quickly if self.reduced else render)(pixels, view)
+        return Sample(pixels, view, int(self.images.labels[index]), index)
+
+    def _load(self, epoch: int, index: int) -> tuple[torch.Tensor, View]:
+        """Pixels, or bytes, and the view of them."""
+        name, data = self.images.name(index), self.images.read(index)
+        header = read_header(name, data)
+        if header.kind == "JPEG":
+            # Drawn from the size at which it is stored, whatever size it will be decoded at
+            view = self.view(epoch, index, header.height, header.width)
+            if self.on_device == "decode" and header.plain and header.orientation == 1:
+                return torch.frombuffer(bytearray(data), dtype=torch.uint8), view
+            n = view.reduction() if self.reduced and header.plain else 1
+            pixels, view = decode(name, data, header, n), view.reduced(n)
+        else:
+            pixels = decode(name, data, header)
+            view = self.view(epoch, index, *pixels.shape[1:])
+        # What nobody will look at need not travel
+        return view.cut_from(pixels) if self.on_device else (pixels, view)
+
+
+class TrainingImages(_Views):
+    """Random views of images; an unreadable image comes as its ImageError.
+
+    Args:
+        images, size, reduced, on_device: see `_Views`.
+        min_area: least share of the image that a crop takes.
+        seed: with epoch and index, it determines the view.
+        lighting: standard deviation of the colours' noise; 0: none.
+        resize: where above 0, crops are of the image at resize x resize pixels instead.
+    """
+
+    def __init__(self, images: ImageList | ImageShards, size: int, min_area: float, seed: int,
+                 lighting: float = 0.1, resize: int = 0, reduced: bool = False,
+                 on_device: str = ""):
+        super().__init__(images, size, reduced, on_device)
+        if 0 < resize < size:
+            raise UserError(f"TRAIN.RESIZE is {resize}, too small for crops of TRAIN.IM_SIZE "
+                            f"{size}: give at least {size}, or 0")
+        self.min_area, self.seed, self.lighting, self.resize = min_area, seed, lighting, resize
+
+    def view(self, epoch: int, index: int, height: int, width: int) -> View:
+        """The view of image `index`, of height x width pixels, in an epoch."""
+        rng = np.random.default_rng([_AUGMENT, self.seed, epoch, index])
+        if self.resize:
+            return random_square_view(height, width, self.resize, self.size, rng, self.lighting)
+        return random_view(height, width, self.size, self.min_area, rng, self.lighting)
+
+
+class CentredImages(_Views):
+    """Centred views of images, side `size`, cut where the shorter side is `short_side`; with
+    `square` the whole image instead. An unreadable image comes as its ImageError.
+
+    Args:
+        images, size, reduced, on_device: see `_Views`.
+    """
+
+    def __init__(self, images: ImageList | ImageShards, short_side: int, size: int,
+                 square: bool = False, reduced: bool = False, on_device: str = ""):
+        super().__init__(images, size, reduced, on_device)
+        self.short_side, self.square = short_side, square
+
+    def view(self, epoch: int, index: int, height: int, width: int) -> View:
+        """The view of an image of height x width pixels, the same in every epoch."""
+        if self.square:
+            return square_view(height, width, self.size)
+        return centre_view(height, width, self.short_side, self.size)
