@@ -166,8 +166,9 @@ def _launch_elastic(mistake: Path, job: Callable, processes: int, args: tuple, d
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The processes say themselves what happened to them; the launcher would add a page to it
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher",
+                 "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="dolg", rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=max_restarts,
@@ -199,13 +200,14 @@ def _run_process(mistake: Path, job: Callable, args: tuple, device_name: str) ->
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
-    try:
-        with process_group(device_name):
+    with process_group(device_name):
+        # Said before the group is left, which the other processes will notice
+        try:
             job(*args)
-    except (UserError, ImageError) as error:
-        write_atomically(mistake, str(error))
-        raise
-    except Exception:
-        if not mistake.exists():        # else this one only lost its peer
-            traceback.print_exc()
-        raise
+        except (UserError, ImageError) as error:
+            write_atomically(mistake, str(error))
+            raise
+        except Exception:
+            if not mistake.exists():        # else this one only lost its peer
+                traceback.print_exc()
+            raise

@@ -1,0 +1,87 @@
+"""Starting processes: how many, where, and what the user hears when it cannot be."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dolg.core.distributed import launch
+from dolg.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"NUM_GPUS is 8, but this machine has 2 GPU\(s\): give "
+                                        "NUM_GPUS 2"):
+        launch(print, 8)
+
+
+def test_without_gpus_one_process_runs_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    launch(print, 8, "the job")
+    said, job = capsys.readouterr().out.splitlines()
+    assert "NUM_GPUS is 8, but this machine has no GPU" in said and "DEVICE cpu starts 8" in said
+    assert job == "the job"
+
+
+JOB = """
+import os, sys
+from dolg.core.cli import run
+from dolg.core.distributed import any_process, from_main, gather, launch, rank, world_size
+from dolg.errors import UserError
+
+def job(kind):
+    assert world_size() == 2
+    if kind == "agree":
+        answers = (gather(rank() * 10), any_process(rank() == 1, False, rank() == 0),
+                   from_main(lambda: f"from {rank()}"))
+        everyones = gather(answers)
+        if rank() == 0:
+            print(everyones, flush=True)
+        from_main(lambda: [][0] if rank() else mistake())
+    elif kind == "mistake":
+        if rank() == 1:
+            raise UserError("only one of them knows")
+        gather(None)
+    elif kind == "bug":
+        if rank() == 0:
+            raise ZeroDivisionError("a bug")
+        gather(None)
+
+def mistake():
+    raise UserError("all hear of it")
+
+if __name__ == "__main__":
+    run(lambda: launch(job, 2, sys.argv[1], device_name="cpu", max_restarts=1))
+"""
+
+
+def _run(tmp_path, kind: str) -> subprocess.CompletedProcess:
+    (tmp_path / "job.py").write_text(JOB)
+    return subprocess.run([sys.executable, str(tmp_path / "job.py"), kind], cwd=ROOT, text=True,
+                          capture_output=True, timeout=200,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+
+
+def test_processes_agree_on_answers_and_on_mistakes(tmp_path):
+    done = _run(tmp_path, "agree")
+    one = ([0, 10], [True, False, True], "from 0")
+    assert done.stdout == f"{[one] * 2}\n"
+    assert done.returncode == 1 and done.stderr == "error: all hear of it\n"
+
+
+def test_a_mistake_of_one_process_is_said_once_and_not_tried_again(tmp_path):
+    done = _run(tmp_path, "mistake")
+    assert done.returncode == 1
+    assert done.stderr == "error: only one of them knows\n"
+
+
+def test_a_bug_is_shown_with_its_place(tmp_path):
+    done = _run(tmp_path, "bug")
+    assert done.returncode == 1
+    assert "ZeroDivisionError: a bug" in done.stderr and "job.py" in done.stderr
