@@ -110,10 +110,9 @@ class Saver:
         self.best = read_best(out_dir)
         self._thread: threading.Thread | None = None
         self._failure, self._bug = "", None
-        folder = self.out_dir / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
+        self.out_dir.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.out_dir / ".lock")
-        self._clear(folder)
+        self._clear(self.out_dir / "checkpoints")
 
     def save(self, position: Position, state: dict, best: dict | None = None) -> None:
         """Write `state`, whose tensors may change as soon as this returns.

@@ -27,9 +27,8 @@ from dolg.core.precision import autocast, grad_scaler
 from dolg.core.resume import (check_same_run, load_optimizer_state, restore_rng, rng_states,
                               whole_loss_state, whole_optimizer_state)
 from dolg.core.saving import Position, Saver, newest_checkpoint
-from dolg.core.validation import Validation
+from dolg.core.validation import Validation, open_checked
 from dolg.data.datasets import TrainingImages
-from dolg.data.images import check_images, open_images
 from dolg.data.loader import Batch, StepLoader, worker_count
 from dolg.data.sampler import BalancedStepSampler, StepSampler
 from dolg.errors import UserError
@@ -77,8 +76,6 @@ class Trainer:
         _check_batch(cfg)
         torch.manual_seed(cfg.RNG_SEED)
         torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
-        self.saver = None
-        from_main(self._open_folder)
         model = build_model(cfg)
         self.train_images = self._train_images()
         counts = np.bincount(self.train_images.labels, minlength=cfg.MODEL.NUM_CLASSES)
@@ -94,6 +91,8 @@ class Trainer:
         self.optimizer = build_optimizer(cfg, self.module)
         self.scaler = grad_scaler(cfg.PRECISION, self.device, bool(self.sharded))
         self.average = build_average(model, cfg.TRAIN.EMA)
+        self.saver = None       # the main process's
+        from_main(self._open_folder)
         self.start, self.sums = self._resume_or_start()
         self.parallel = self._wrap()
 
@@ -255,13 +254,10 @@ class Trainer:
         cfg = self.cfg
         if not cfg.TRAIN.DATASET:
             raise UserError(f"TRAIN.DATASET is empty: name a folder under DATA_DIR {cfg.DATA_DIR}")
-        images = open_images(Path(cfg.DATA_DIR) / cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT,
-                             cfg.MODEL.NUM_CLASSES)
+        images = open_checked(cfg, cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT, cfg.MODEL.NUM_CLASSES)
         if len(images) < cfg.TRAIN.BATCH_SIZE:
             raise UserError(f"TRAIN.SPLIT has {len(images)} images, fewer than "
                             f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE}")
-        missing = Path(cfg.OUT_DIR) / "missing_images.txt"
-        from_main(lambda: check_images(images, cfg.DATA_LOADER.CHECK, missing))
         return images
 
     def _train_loader(self, input_spec) -> StepLoader:

@@ -71,12 +71,22 @@ class Validation:
     def _loader(self, input_spec) -> StepLoader:
         cfg = self.cfg
         classes = cfg.MODEL.NUM_CLASSES if cfg.TEST.METRIC == "error" else None
-        self.images = open_images(Path(cfg.DATA_DIR) / cfg.TEST.DATASET, cfg.TEST.SPLIT, classes)
-        missing = Path(cfg.OUT_DIR) / "missing_images.txt"
-        from_main(lambda: check_images(self.images, cfg.DATA_LOADER.CHECK, missing))
+        self.images = open_checked(cfg, cfg.TEST.DATASET, cfg.TEST.SPLIT, classes)
+        # Never decoded at reduced size: what is measured has to be what it always was
         dataset = CentredImages(self.images, cfg.TEST.IM_SIZE, cfg.TRAIN.IM_SIZE,
-                                square=cfg.TRAIN.RESIZE > 0)
+                                square=cfg.TRAIN.RESIZE > 0,
+                                on_device=cfg.DATA_LOADER.ON_DEVICE)
         sampler = StepSampler(len(self.images), cfg.TEST.BATCH_SIZE, rank(), world_size(),
                               cfg.RNG_SEED, shuffle=False)
         pin = cfg.DATA_LOADER.PIN_MEMORY and self.device.type == "cuda"
         return StepLoader(dataset, sampler, input_spec, self.workers, pin, self.device)
+
+
+def open_checked(cfg, dataset: str, split: str, num_classes: int | None):
+    """The images of a split, once the main process has looked at as many as DATA_LOADER.CHECK says
+    (each process must call this); see `open_images` and `check_images`."""
+    folder, listing = Path(cfg.DATA_DIR) / dataset, Path(cfg.OUT_DIR) / "missing_images.txt"
+    # The main process first: it leaves the index of tar shards to the others
+    from_main(lambda: check_images(open_images(folder, split, num_classes, progress=True),
+                                   cfg.DATA_LOADER.CHECK, listing, progress=True))
+    return open_images(folder, split, num_classes)

@@ -147,7 +147,8 @@ def decode_jpeg(path: str | Path, data: torch.Tensor) -> torch.Tensor:
 def _decode_reduced(path: str | Path, buffer: np.ndarray, header: Header, n: int) -> torch.Tensor:
     # OpenCV, since torchvision has no such option; a cut file, of which OpenCV says nothing, is
     # never plain
-    pixels = cv2.imdecode(buffer, _REDUCED[n] | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = _REDUCED[n] | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(buffer, flags)
     if pixels is None:
         raise ImageError(path, "OpenCV cannot decode it")
     # Of a last row or column that is not whole, libjpeg makes a pixel; if less than half of it is

@@ -46,5 +46,5 @@ def check_images(images: ImageList | ImageShards, how: str, listing: Path | None
         write_atomically(listing, "".join(f"{images.name(i)}\n" for i in missing.tolist()))
         where = f" ({listing} names them)"
     names = ", ".join(images.name(i) for i in missing[:_NAMED].tolist())
-    raise UserError(f"{len(missing)} of the {count} images looked for, of {len(images)}, are missing "
-                    f"or empty{where}: {names}{', ...' if len(missing) > _NAMED else ''}")
+    raise UserError(f"{len(missing)} of the {count} images looked for, of {len(images)}, are "
+                    f"missing or empty{where}: {names}{', ...' if len(missing) > _NAMED else ''}")

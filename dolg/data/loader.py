@@ -87,7 +87,10 @@ class StepLoader:
             batches = iter(self._loader)        # starts the workers, the first time
         for batch in batches:
             if isinstance(batch, ImageError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch       # or it would refer, through its traceback, to itself
             yield self._to_device(batch)
 
     def _to_device(self, sent: Batch | Packed) -> Batch:

@@ -63,8 +63,8 @@ def shard_files(folder: Path, pattern: str) -> list[Path]:
     for name in _expand(pattern):
         found = sorted(folder.glob(name)) if _WILD.search(name) else [folder / name]
         if not found or not all(file.is_file() for file in found):
-            raise UserError(f"no shard {folder / name} (DATA_DIR, TRAIN.DATASET and TRAIN.SPLIT, or "
-                            f"TEST's, say where; {_MAKE})")
+            raise UserError(f"no shard {folder / name} (DATA_DIR, TRAIN.DATASET and TRAIN.SPLIT, "
+                            f"or TEST's, say where; {_MAKE})")
         files += found
     return files
 

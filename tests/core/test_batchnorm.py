@@ -43,9 +43,9 @@ def _two_layers() -> nn.Sequential:
 
 
 def test_one_norm():
-    norm, batches = nn.BatchNorm2d(3), _batches()
-    precise_statistics(norm, iter(batches), nullcontext)
-    _check(norm, torch.cat(batches))
+    net, batches = nn.Sequential(nn.BatchNorm2d(3)), _batches()
+    precise_statistics(net, iter(batches), nullcontext)
+    _check(net[0], torch.cat(batches))
 
 
 def test_two_layers_each_batch_by_its_own_statistics():
@@ -126,10 +126,10 @@ def test_several_calls_of_a_norm_and_none():
 
 
 def test_a_far_mean_costs_no_digits():
-    norm = nn.BatchNorm2d(3)
+    net = nn.Sequential(nn.BatchNorm2d(3))
     batches = [1e4 + batch for batch in _batches((4, 4, 4))]
-    precise_statistics(norm, batches, nullcontext)
-    torch.testing.assert_close(norm.running_var, _moments(torch.cat(batches))[1],
+    precise_statistics(net, batches, nullcontext)
+    torch.testing.assert_close(net[0].running_var, _moments(torch.cat(batches))[1],
                                rtol=1e-3, atol=1e-3)
 
 

@@ -13,7 +13,7 @@ import torch
 from dolg.config import load_cfg
 from dolg.core.saving import newest_checkpoint
 from dolg.core.trainer import Trainer, train
-from dolg.data.augment import centre_view
+from dolg.data.augment import centre_view, render
 from dolg.data.decode import read_image
 from dolg.data.preprocess import preprocess
 from dolg.models import build_model
@@ -87,7 +87,7 @@ def test_killed_at_any_moment_it_ends_the_same(undisturbed, tiny, tmp_path):
     final = torch.load(newest_checkpoint(tmp_path), weights_only=True)
     assert final["epoch"] == 3
     assert _same(final["model"], state["model"]) and _same(final["loss"], state["loss"])
-    assert not list((tmp_path / "checkpoints").glob("*0003.pyth.*"))
+    assert not list((tmp_path / "checkpoints").glob("*.tmp"))
 
 
 def _count_lines(file: Path) -> int:
@@ -154,7 +154,8 @@ def _slow_recall(checkpoint: dict, root: Path, cfg, k: int) -> float:
     spec, vectors, labels = model.input_spec, [], []
     for line in (root / "toy" / "val_list.txt").read_text().splitlines():
         path, label = line.rsplit(" ", 1)
-        view = centre_view(read_image(root / "toy" / path), cfg.TEST.IM_SIZE, cfg.TRAIN.IM_SIZE)
+        image = read_image(root / "toy" / path)
+        view = render(image, centre_view(*image.shape[1:], cfg.TEST.IM_SIZE, cfg.TRAIN.IM_SIZE))
         images = preprocess(view[None], tuple(view.shape[1:]), spec.colour, spec.mean, spec.sd)
         with torch.no_grad():
             vectors.append(torch.nn.functional.normalize(model(images)["global"])[0])

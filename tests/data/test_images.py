@@ -1,4 +1,4 @@
-"""Decoding, preprocessing, augmentation and the order of the loaders."""
+"""Decoding, preprocessing and augmentation."""
 import struct
 import zlib
 
@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
-from dolg.data.augment import (centre_view, random_crop_box, random_square_view, random_view,
-                               square_view)
+from dolg.data.augment import (View, centre_view, random_crop_box, random_square_view, random_view,
+                               render, render_quickly, square_view)
+from dolg.data.datasets import CentredImages, TrainingImages
 from dolg.data.decode import ImageError, read_image
 from dolg.data.image_list import read_image_list
-from dolg.data.loader import CentredImages, StepSampler, TrainingImages
 from dolg.data.preprocess import crop_to_box, preprocess, scaled_size
 from dolg.errors import UserError
 
@@ -150,23 +151,44 @@ def test_random_crops_keep_their_limits():
 
 def test_views():
     image = (torch.rand(3, 60, 80) * 255).byte()
-    view, shift = random_view(image, 32, 0.5, np.random.default_rng(5))
-    again, shift_again = random_view(image, 32, 0.5, np.random.default_rng(5))
-    assert view.shape == (3, 32, 32) and torch.equal(view, again)
-    assert torch.equal(shift, shift_again) and shift.abs().max() < 0.15
-    other, _ = random_view(image, 32, 0.5, np.random.default_rng(6))
-    assert not torch.equal(view, other)
+    view = random_view(60, 80, 32, 0.5, np.random.default_rng(5))
+    assert view == random_view(60, 80, 32, 0.5, np.random.default_rng(5))
+    assert view != random_view(60, 80, 32, 0.5, np.random.default_rng(6))
+    assert max(map(abs, view.shift)) < 0.15
+    top, left, height, width = view.box
+    expected = F.interpolate(image[:, top:top + height, left:left + width].float()[None],
+                             size=(32, 32), mode="bilinear", align_corners=False)[0]
+    assert torch.equal(render(image, view), expected.flip(2) if view.mirror else expected)
     # Shorter side to 60 (as it is), then the centre 48 x 48
-    assert torch.equal(centre_view(image, 60, 48), image[:, 6:54, 16:64].float())
+    assert torch.equal(render(image, centre_view(60, 80, 60, 48)), image[:, 6:54, 16:64].float())
+
+
+def test_a_part_of_an_image_shows_the_same():
+    image = (torch.rand(3, 60, 80) * 255).byte()
+    for seed in range(10):
+        view = random_view(60, 80, 32, 0.2, np.random.default_rng(seed))
+        part, view_of_part = view.cut_from(image)
+        assert part.shape[1:] == view.box[2:]
+        assert torch.equal(render(part, view_of_part), render(image, view))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rendering_quickly_gives_the_same(photo, seed):
+    image = torch.from_numpy(photo).permute(2, 0, 1)
+    for view in (random_view(97, 131, 32, 0.1, np.random.default_rng(seed)),
+                 random_square_view(97, 131, 50, 40, np.random.default_rng(seed)),
+                 View((3, 5, 60, 70), 40, 30, corner=(4, 7), mirror=bool(seed % 2))):
+        quick = render_quickly(image, view)
+        assert quick.shape == (3, view.size, view.size)
+        assert (quick - render(image, view)).abs().max() < 0.01
 
 
 def test_lighting_changes_colours_alone():
-    image = (torch.rand(3, 60, 80) * 255).byte()
-    view, shift = random_view(image, 32, 0.5, np.random.default_rng(5), lighting=0.1)
-    plain, none = random_view(image, 32, 0.5, np.random.default_rng(5), lighting=0.0)
-    twice, double = random_view(image, 32, 0.5, np.random.default_rng(5), lighting=0.2)
-    assert torch.equal(view, plain) and torch.equal(view, twice)
-    assert torch.equal(none, torch.zeros(3)) and torch.allclose(double, 2 * shift)
+    views = [random_view(60, 80, 32, 0.5, np.random.default_rng(5), lighting)
+             for lighting in (0.0, 0.1, 0.2)]
+    assert len({(view.box, view.mirror) for view in views}) == 1
+    none, shift, double = (np.array(view.shift) for view in views)
+    assert not none.any() and shift.any() and np.allclose(double, 2 * shift)
 
 
 def test_square_views_against_pillow(photo):
@@ -174,15 +196,17 @@ def test_square_views_against_pillow(photo):
     for size in (40, 64, 200):
         theirs = Image.fromarray(photo[..., ::-1]).resize((size, size), Image.Resampling.BILINEAR)
         expected = np.asarray(theirs, np.float32).transpose(2, 0, 1)
-        assert np.abs(square_view(image, size).numpy() - expected).max() < 1.01   # Pillow rounds
+        square = render(image, square_view(97, 131, size))
+        assert np.abs(square.numpy() - expected).max() < 1.01       # Pillow rounds
 
 
 def test_random_crops_of_squares(photo):
     image = torch.from_numpy(photo).permute(2, 0, 1)
-    whole, corners, mirrored = square_view(image, 50), set(), 0
+    whole, corners, mirrored = render(image, square_view(97, 131, 50)), set(), 0
     for seed in range(60):
-        view, shift = random_square_view(image, 50, 46, np.random.default_rng(seed))
-        assert torch.equal(shift, torch.zeros(3))
+        drawn = random_square_view(97, 131, 50, 46, np.random.default_rng(seed))
+        view = render(image, drawn)
+        assert drawn.shift == (0, 0, 0)
         found = [(top, left, turned) for top in range(5) for left in range(5)
                  for turned in (False, True)
                  if torch.equal(view, (whole[:, top:top + 46, left:left + 46].flip(2) if turned
@@ -196,57 +220,19 @@ def test_random_crops_of_squares(photo):
 
 def test_data_sets_of_views(toy_images):
     images = read_image_list(toy_images / "toy" / "train_list.txt", num_classes=4)
-    image = read_image(images.paths[3])
+    image = read_image(images.name(3))
     squares = TrainingImages(images, 32, 0.08, seed=1, lighting=0.0, resize=40)
-    view, shift, label, index = squares[2, 3]       # epoch 2, image 3
-    assert view.shape == (3, 32, 32) and torch.equal(shift, torch.zeros(3))
+    view, drawn, label, index = squares[2, 3]       # epoch 2, image 3
+    assert view.shape == (3, 32, 32) and drawn.shift == (0, 0, 0)
     assert (label, index) == (images.labels[3], 3)
-    whole = square_view(image, 40)
+    whole = render(image, square_view(56, 72, 40))
     crops = [whole[:, top:top + 32, left:left + 32] for top in range(9) for left in range(9)]
     assert any(torch.equal(view, crop) or torch.equal(view, crop.flip(2)) for crop in crops)
     assert any(not torch.equal(view, squares[later, 3][0]) for later in range(3, 6))
-    assert TrainingImages(images, 32, 0.08, seed=1)[2, 3][1].abs().max() > 0
-    assert torch.equal(CentredImages(images, 40, 32, square=True)[0, 3][0], square_view(image, 32))
-    assert torch.equal(CentredImages(images, 40, 32)[0, 3][0], centre_view(image, 40, 32))
+    assert any(TrainingImages(images, 32, 0.08, seed=1)[2, 3].view.shift)
+    assert torch.equal(CentredImages(images, 40, 32, square=True)[0, 3].pixels,
+                       render(image, square_view(56, 72, 32)))
+    assert torch.equal(CentredImages(images, 40, 32)[0, 3].pixels,
+                       render(image, centre_view(56, 72, 40, 32)))
     with pytest.raises(UserError, match="TRAIN.RESIZE is 20, too small .*IM_SIZE 32"):
         TrainingImages(images, 32, 0.08, seed=1, resize=20)
-
-
-def test_image_lists(tmp_path):
-    file = tmp_path / "list.txt"
-    file.write_text("a b/c.jpg 3\n\n d.jpg 0 \n")
-    images = read_image_list(file, num_classes=4)
-    assert images.paths == [tmp_path / "a b/c.jpg", tmp_path / "d.jpg"]
-    assert images.labels == [3, 0]
-
-
-@pytest.mark.parametrize("content, message", [
-    ("", "is empty"), ("\n\n", "is empty"), ("a.jpg", "line 1: 'a.jpg' is not 'path label'"),
-    ("a.jpg 0\nb.jpg x", "line 2"), ("a.jpg 0\nb.jpg 4\n", "line 2: label 4 is outside 0 .. 3"),
-    ("a.jpg -1", "label -1 is outside"),
-])
-def test_bad_image_lists(tmp_path, content, message):
-    (tmp_path / "list.txt").write_text(content)
-    with pytest.raises(UserError) as error:
-        read_image_list(tmp_path / "list.txt", num_classes=4)
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_each_step_has_the_same_images_on_any_number_of_processes(world_size):
-    def steps(world, rank, epoch=3, shuffle=True):
-        sampler = StepSampler(30, 8, rank, world, seed=7, shuffle=shuffle)
-        sampler.epoch = epoch
-        return [[index for _, index in step] for step in sampler]
-
-    alone, parts = steps(1, 0), [steps(world_size, rank) for rank in range(world_size)]
-    assert len(alone) == 3
-    for number, step in enumerate(alone):
-        shares = [part[number] for part in parts]
-        assert sorted(sum(shares, [])) == sorted(step)
-        assert {len(share) for share in shares} == {8 // world_size}
-    seen = sum(alone, [])
-    assert len(set(seen)) == 24
-    assert seen != sum(steps(1, 0, epoch=4), [])
-    tested = sum((sum(steps(world_size, rank, shuffle=False), []) for rank in range(world_size)), [])
-    assert sorted(tested) == list(range(30))

@@ -1,10 +1,10 @@
-"""Balanced steps: P classes with K images each, on any number of processes."""
+"""Steps of an epoch, balanced or not, on any number of processes."""
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from dolg.data.loader import BalancedStepSampler
+from dolg.data.sampler import BalancedStepSampler, StepSampler
 from dolg.errors import UserError
 
 
@@ -131,3 +131,53 @@ def test_classes_meet_all_others_and_images_all_of_theirs():
 def test_numbers_that_do_not_go_together(batch, per_class, world, message):
     with pytest.raises(UserError, match=message):
         BalancedStepSampler(_labels(0), batch, per_class, 0, world, 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_each_step_has_the_same_images_on_any_number_of_processes(world_size):
+    def steps(world, rank, epoch=3, shuffle=True):
+        sampler = StepSampler(30, 8, rank, world, seed=7, shuffle=shuffle)
+        sampler.epoch = epoch
+        return [[index for _, index in step] for step in sampler]
+
+    alone, parts = steps(1, 0), [steps(world_size, rank) for rank in range(world_size)]
+    assert len(alone) == 3
+    for number, step in enumerate(alone):
+        shares = [part[number] for part in parts]
+        assert sorted(sum(shares, [])) == sorted(step)
+        assert {len(share) for share in shares} == {8 // world_size}
+    seen = sum(alone, [])
+    assert len(set(seen)) == 24
+    assert seen != sum(steps(1, 0, epoch=4), [])
+    tested = sum((sum(steps(world_size, rank, shuffle=False), []) for rank in range(world_size)),
+                 [])
+    assert sorted(tested) == list(range(30))
+
+
+@pytest.mark.parametrize("world", [1, 3, 4])
+@pytest.mark.parametrize("count", [29, 25, 24, 3, 1])
+def test_every_process_has_as_many_steps_and_an_empty_one_where_it_has_no_image(world, count):
+    parts = []
+    for rank in range(world):
+        sampler = StepSampler(count, 8, rank, world, seed=7, shuffle=False)
+        parts.append([[index for _, index in step] for step in sampler])
+        assert len(parts[-1]) == len(sampler) == -(-count // 8)
+    for number in range(-(-count // 8)):
+        step = sorted(sum((part[number] for part in parts), []))
+        assert step == list(range(8 * number, min(8 * number + 8, count)))
+    if (world, count) == (4, 25):
+        assert [part[-1] for part in parts] == [[24], [], [], []]
+
+
+@pytest.mark.parametrize("rank, world", [(0, 1), (1, 2)])
+def test_starting_later_leaves_out_the_first_steps_alone(rank, world):
+    labels = _labels(0)
+    for sampler in (StepSampler(100, 8, rank, world, 7, shuffle=True),
+                    StepSampler(100, 8, rank, world, 7, shuffle=False),
+                    BalancedStepSampler(labels, 24, 4, rank, world, 7)):
+        sampler.epoch = 2
+        whole = list(sampler)
+        for start in (0, 1, 5, len(whole) - 1, len(whole)):
+            sampler.start = start
+            assert list(sampler) == whole[start:]
+            assert len(sampler) == len(whole)
