@@ -63,14 +63,16 @@ def gather(mine: object) -> list:
 
 
 def from_main(compute: Callable[[], object]):
-    """What `compute` gives in the main process, or the UserError that it raises there, in all
-    processes (each must call this)."""
+    """What `compute` gives in the main process, or the UserError or OSError that it raises there, as
+    UserError, in all processes (each must call this)."""
     answer = None
     if is_main():
         try:
             answer = compute()
         except UserError as error:
             answer = error
+        except OSError as error:        # a full disk, no permission
+            answer = UserError(str(error))
     answer = gather(answer)[0]
     if isinstance(answer, UserError):
         raise answer
@@ -151,7 +153,7 @@ def launch(job: Callable, num_gpus: int, *args, device_name: str = "auto",
     if not on_cpu:
         _check_gpus(num_gpus, "NUM_GPUS is")
     with tempfile.TemporaryDirectory() as folder:
-        _launch_elastic(Path(folder) / "mistake", job, num_gpus, args, device_name, max_restarts)
+        _launch_elastic(Path(folder), job, num_gpus, args, device_name, max_restarts)
 
 
 def _check_gpus(wanted: int, who: str) -> None:
@@ -160,9 +162,10 @@ def _check_gpus(wanted: int, who: str) -> None:
                         f"give NUM_GPUS {torch.cuda.device_count()}, or as many processes")
 
 
-def _launch_elastic(mistake: Path, job: Callable, processes: int, args: tuple, device_name: str,
+def _launch_elastic(folder: Path, job: Callable, processes: int, args: tuple, device_name: str,
                     max_restarts: int) -> None:
-    """`mistake` is a file for the message of a user's mistake, which ends the job for good."""
+    """`folder` is where the processes and this one leave word for each other: `mistake` holds the
+    message of a user's mistake, `stop` is there once a stop was asked for; both end the job."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The processes say themselves what happened to them; the launcher would add a page to it
@@ -174,9 +177,17 @@ def _launch_elastic(mistake: Path, job: Callable, processes: int, args: tuple, d
         rdzv_endpoint="localhost:0", max_restarts=max_restarts,
         # Its own handler of STOP_SIGNALS would give the processes half a minute, then kill them
         signals_to_handle="SIGINT,SIGHUP,SIGQUIT")
-    before = {number: signal.signal(number, _pass_on) for number in STOP_SIGNALS}
+
+    def pass_on(number: int, _frame) -> None:
+        # The file is for processes that are not yet ready to stop well: they die, and are started
+        (folder / "stop").touch()
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, number)
+
+    mistake = folder / "mistake"
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
-        elastic_launch(config, _run_process)(mistake, job, args, device_name)
+        elastic_launch(config, _run_process)(folder, job, args, device_name)
     except ChildFailedError:
         if not mistake.exists():
             raise
@@ -187,15 +198,11 @@ def _launch_elastic(mistake: Path, job: Callable, processes: int, args: tuple, d
         raise UserError(mistake.read_text(encoding="utf-8"))
 
 
-def _pass_on(number: int, _frame) -> None:
-    for process in multiprocessing.active_children():
-        os.kill(process.pid, number)
-
-
-def _run_process(mistake: Path, job: Callable, args: tuple, device_name: str) -> None:
+def _run_process(folder: Path, job: Callable, args: tuple, device_name: str) -> None:
     """What each process of the elastic launcher runs."""
-    if mistake.exists():
-        return      # started again after a mistake that no restart mends
+    mistake = folder / "mistake"
+    if mistake.exists() or (folder / "stop").exists():
+        return      # started again for nothing
     keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0))

@@ -145,7 +145,7 @@ class Saver:
             if best:
                 self.best = {"file": path.name, **best}
                 write_atomically(path.with_name("best.json"), json.dumps(self.best) + "\n")
-            self._remove_old()
+            self._remove_old(path)
         except OSError as error:
             self._failure = f"could not write {path}: {error.strerror or error}"
             before = next((p.name for p in checkpoints(self.out_dir) if p != path), "none")
@@ -153,8 +153,10 @@ class Saver:
         except Exception as error:
             self._bug = error       # of this thread, for the one that waits
 
-    def _remove_old(self) -> None:
-        for path in checkpoints(self.out_dir)[self.keep:] if self.keep else []:
+    def _remove_old(self, newest: Path) -> None:
+        # One that is farther on is damaged, or this run would have gone on from it
+        whole = [path for path in checkpoints(self.out_dir) if _position(path) <= _position(newest)]
+        for path in whole[self.keep:] if self.keep else []:
             if path.name != self.best.get("file"):
                 path.unlink()
                 _digest_path(path).unlink(missing_ok=True)

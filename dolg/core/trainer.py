@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -112,8 +113,8 @@ class Trainer:
                     if not self._train_epoch(epoch, log, stop):
                         return
                     self._end_epoch(epoch + 1, log)
-            if self.saver:
-                self.saver.finish()
+                if self.saver:
+                    self.saver.finish()
         finally:
             log.close()
 
@@ -163,8 +164,9 @@ class Trainer:
                     outputs = self.parallel(images, labels)
                 self.scaler.scale(outputs["total"] / parts).backward()
             figures.append(figures_of(outputs, labels))
+        if self.cfg.OPTIM.CLIP_NORM or self.sharded:
+            self.scaler.unscale_(self.optimizer)    # here processes agree on what is not finite
         if self.cfg.OPTIM.CLIP_NORM:
-            self.scaler.unscale_(self.optimizer)
             clip_gradients(self.module, self.cfg.OPTIM.CLIP_NORM, self.sharded)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -177,6 +179,8 @@ class Trainer:
         cfg, last = self.cfg, done == self.cfg.OPTIM.MAX_EPOCH
         testing = self.validation.wanted and (last or done % cfg.TRAIN.EVAL_PERIOD == 0)
         saving = last or done % cfg.TRAIN.CHECKPOINT_PERIOD == 0
+        if testing or saving:
+            self._share_statistics()
         tested = TrainingModule(self.average.module if self.average else self.module.model,
                                 self.module.loss, cfg.BN.FREEZE)
         if cfg.BN.USE_PRECISE_STATS and (testing or saving):
@@ -192,6 +196,13 @@ class Trainer:
             best = self.validation.record(figures, self.saver.best) if self.saver else None
         if any_process(saving or best is not None)[0]:
             self._save(Position(done), NOTHING, best)
+
+    def _share_statistics(self) -> None:
+        """Give all processes the main one's running statistics, which are the ones saved."""
+        models = [self.module.model, *([self.average.module] if self.average else [])]
+        for buffer in [buffer for model in models for buffer in model.buffers()]:
+            if world_size() > 1:
+                dist.broadcast(buffer, src=0)
 
     def _images_for_statistics(self, epoch: int) -> Iterator[torch.Tensor]:
         batches = -(-self.cfg.BN.NUM_SAMPLES_PRECISE // self.cfg.TRAIN.BATCH_SIZE)
@@ -300,11 +311,10 @@ class Trainer:
                              partial=cfg.TRAIN.WEIGHTS_PARTIAL))
             if self.average:
                 self.average.module.load_state_dict(self.module.model.state_dict())
-        if self.saver:
-            write_atomically(Path(cfg.OUT_DIR) / "config.yaml", cfg.dump())
+        from_main(lambda: write_atomically(Path(cfg.OUT_DIR) / "config.yaml", cfg.dump()))
         self._save(Position(0), NOTHING)
-        if self.saver:
-            self.saver.finish()     # a folder that cannot be written to is better known at once
+        # A folder that cannot be written to is better known at once
+        from_main(lambda: self.saver.finish())
         return Position(0), NOTHING
 
     def _resume(self, path: Path) -> tuple[Position, dict]:
@@ -319,10 +329,18 @@ class Trainer:
         restore_rng(state["rng"])
         position = Position(state["epoch"], state.get("step", 0))
         say(f"going on from {path}: {position} done")
-        return position, state.get("sums", NOTHING) if is_main() else NOTHING
+        sums = state.get("sums", NOTHING)
+        # Time passed for all of them; the figures are counted once
+        others = {**NOTHING, "seconds": sums["seconds"], "wait": sums["wait"]}
+        return position, sums if is_main() else others
 
     def _save(self, position: Position, sums: dict, best: dict | None = None) -> None:
-        """Hand the run's state to the saver (each process must call this)."""
+        """Hand the run's state to the saver (each process must call this). Raises UserError where
+        weights are not finite, of which the next loss would tell."""
+        length = nn.utils.get_total_norm(list(self.module.parameters()))
+        if any_process(not bool(length.isfinite()))[0]:
+            raise UserError(f"weights are not finite after {position}: they are not saved. Lower "
+                            "OPTIM.BASE_LR, or set OPTIM.CLIP_NORM, and go on from the last checkpoint")
         state = {
             "model": self.module.model.state_dict(),
             "average": self.average.module.state_dict() if self.average else {},

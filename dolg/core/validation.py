@@ -1,4 +1,5 @@
 """What a run is judged by between its epochs: a held-out list, a set in the Revisited format."""
+import math
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from dolg.core.evaluation import class_retrieval, classification_error, revisite
 from dolg.core.precision import PRECISIONS, autocast
 from dolg.data.datasets import CentredImages
 from dolg.data.images import check_images, open_images
-from dolg.data.loader import StepLoader, worker_count
+from dolg.data.loader import StepLoader, leave_signals, worker_count
 from dolg.data.sampler import StepSampler
 from dolg.features.extract import Extractor
 from dolg.features.sources import revisited_set, revisited_truth
@@ -54,7 +55,8 @@ class Validation:
         if self.sources:
             extractor = Extractor(module.model, cfg.TEST.SCALES, PRECISIONS[cfg.PRECISION],
                                   cfg.INFER.BATCH_SIZE, self.workers, cfg.INFER.MAX_PIXELS,
-                                  strict=True, side=cfg.INFER.SIZE)
+                                  strict=True, side=cfg.INFER.SIZE,
+                                  worker_init=leave_signals)
             figures.update(revisited_map(extractor, self.sources, self.truth))
         return figures
 
@@ -64,6 +66,8 @@ class Validation:
         metric = next(name for name in ("mAP Medium", "mAP Plain", f"R@{self.cfg.TEST.RECALLS[0]}",
                                         "top1_err", "loss") if name in figures)
         value, sign = figures[metric], -1 if metric in ("top1_err", "loss") else 1
+        if not math.isfinite(value):
+            return None
         if best.get("metric") == metric and sign * value <= sign * best["value"]:
             return None
         return {"metric": metric, "value": value}

@@ -4,6 +4,7 @@ Neither the number of processes nor that of workers changes an image's augmentat
 which images make up a step.
 """
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,13 @@ def worker_count(asked: int, local_processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_processes)
 
 
+def leave_signals(worker: int) -> None:
+    """For a worker process: signals that ask a job to stop, and often come to all its processes,
+    are for the one that it works for, which still needs it for a step."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StepLoader:
     """Batches of the steps of a sampler, on a device.
 
@@ -71,7 +79,7 @@ class StepLoader:
         self._loader = DataLoader(
             dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory,
             collate_fn=self._collate, persistent_workers=workers > 0,
-            multiprocessing_context="fork" if workers else None)
+            worker_init_fn=leave_signals, multiprocessing_context="fork" if workers else None)
 
     def __len__(self) -> int:
         return len(self.sampler)

@@ -50,6 +50,8 @@ def preprocess(images: torch.Tensor, size: tuple[int, int], colour: str,
     width = x.shape[2]
     if shift is not None:
         rows += shift.to(rows).repeat(1, width)[:, None]
-    mean_, sd_ = (torch.tensor(v, device=rows.device).repeat(width) for v in (mean, sd))
+    # Made on the CPU and sent: made on a GPU, they would have the CPU wait for it
+    mean_, sd_ = (torch.tensor(v).to(rows.device, non_blocking=True).repeat(width)
+                  for v in (mean, sd))
     rows.sub_(mean_).div_(sd_)
     return rows.view(x.shape).permute(0, 3, 1, 2)

@@ -1,6 +1,6 @@
 """Multi-scale extraction of descriptors into a feature store."""
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -76,13 +76,16 @@ class Extractor:
         max_pixels: images that claim more are refused.
         strict: raise ImageError at the first failed image instead of marking it.
         side: resize every image to a square of this side first; 0: leave its size.
+        worker_init: what each decoding process does first.
     """
 
     def __init__(self, model: nn.Module, scales: list[float], precision: torch.dtype,
-                 batch_size: int, workers: int, max_pixels: int, strict: bool, side: int = 0):
+                 batch_size: int, workers: int, max_pixels: int, strict: bool, side: int = 0,
+                 worker_init: Callable[[int], None] | None = None):
         self.model, self.scales, self.precision = model.eval(), list(scales), precision
         self.batch_size, self.workers = batch_size, workers
         self.max_pixels, self.strict, self.side = max_pixels, strict, side
+        self.worker_init = worker_init
         self.device = next(model.parameters()).device
 
     def fill(self, writer: StoreWriter, source: ImageSource, chunks: list[int],
@@ -109,7 +112,8 @@ class Extractor:
     def _images(self, source: ImageSource, order: list[int]) -> Iterator:
         jpeg_decoder()      # once, before the workers start
         return iter(DataLoader(DecodedImages(source, order, self.max_pixels), batch_size=None,
-                               num_workers=min(self.workers, len(order))))
+                               num_workers=min(self.workers, len(order)),
+                               worker_init_fn=self.worker_init))
 
     def _chunk(self, images: Iterator, count: int, dim: int, bar: tqdm):
         """The next `count` images' descriptors (count,dim), and the reasons of the failed rows.

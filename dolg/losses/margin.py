@@ -183,7 +183,7 @@ class CurricularFace(MarginSoftmax):
         return _Hardened.apply(cosine, hard, self.t)
 
     def _update_t(self, target: torch.Tensor) -> None:
-        total = torch.stack([target.sum(), target.new_tensor(float(len(target)))])
+        total = torch.stack([target.sum(), target.new_full((), len(target))])
         if dist.is_initialized() and self.shard.parts == 1:     # else it has seen all images
             dist.all_reduce(total)
         moved = 0.01 * total[0] / total[1].clamp(min=1) + 0.99 * self.t

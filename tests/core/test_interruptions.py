@@ -105,9 +105,9 @@ def test_one_of_two_processes_is_killed(pair, tiny, tmp_path):
 
 
 def test_sigterm_saves_and_ends(alone, tiny, tmp_path):
-    process = _start(tiny, tmp_path, "TRAIN.CHECKPOINT_MINUTES", 0)
+    process = _start(tiny, tmp_path, "TRAIN.CHECKPOINT_MINUTES", 0, "DATA_LOADER.NUM_WORKERS", 2)
     _wait(lambda: len(_lines(tmp_path)) >= 8, process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)      # the processes that decode get it as well
     assert "SIGTERM asked to stop: epoch 1 and " in _end(process)
     assert "_step_" in newest_checkpoint(tmp_path).name
     assert "going on from" in _end(_start(tiny, tmp_path))

@@ -1,5 +1,6 @@
 """Starting processes: how many, where, and what the user hears when it cannot be."""
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,13 +31,14 @@ def test_without_gpus_one_process_runs_and_says_so(monkeypatch, capsys):
 
 
 JOB = """
-import os, sys
+import os, sys, time
 from dolg.core.cli import run
 from dolg.core.distributed import any_process, from_main, gather, launch, rank, world_size
 from dolg.errors import UserError
 
 def job(kind):
     assert world_size() == 2
+    gather(None)        # both are there
     if kind == "agree":
         answers = (gather(rank() * 10), any_process(rank() == 1, False, rank() == 0),
                    from_main(lambda: f"from {rank()}"))
@@ -44,6 +46,9 @@ def job(kind):
         if rank() == 0:
             print(everyones, flush=True)
         from_main(lambda: [][0] if rank() else mistake())
+    elif kind == "slow start":
+        os.write(1, f"start {rank()}\\n".encode())
+        time.sleep(60)
     elif kind == "mistake":
         if rank() == 1:
             raise UserError("only one of them knows")
@@ -79,6 +84,18 @@ def test_a_mistake_of_one_process_is_said_once_and_not_tried_again(tmp_path):
     done = _run(tmp_path, "mistake")
     assert done.returncode == 1
     assert done.stderr == "error: only one of them knows\n"
+
+
+def test_a_stop_while_the_processes_start(tmp_path):
+    (tmp_path / "job.py").write_text(JOB)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "job.py"), "slow start"], cwd=ROOT,
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    started = sorted(process.stdout.readline() for _ in range(2))
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=50)
+    assert started == ["start 0\n", "start 1\n"]
+    assert (process.returncode, output, errors) == (0, "", "")
 
 
 def test_a_bug_is_shown_with_its_place(tmp_path):
