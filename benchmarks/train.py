@@ -4,8 +4,9 @@
                                [--compile] [--profile] [--threads N]
 
 Every way runs in a process of its own, since how memory is handled is the whole process's affair;
-all stay up and take turns, so that what else the machine does troubles all alike. Data lie on the
-device. The original is in float32; on a GPU as PyTorch starts, with TF32 in convolutions only.
+all stay up and take turns, so that what else the machine does troubles all alike (cgd takes 16 GiB
+of memory so, dolg 8). Data lie on the device. The original is in float32; on a GPU as PyTorch
+starts, with TF32 in convolutions only.
 """
 import argparse
 import multiprocessing
@@ -221,9 +222,9 @@ def measure(name: str, part: Part, compiled: bool, profiling: bool, threads: int
     """Run a part and print what came out."""
     cfg, ways = part.cfg(), ["original", "ours", *(["compiled"] if compiled else [])]
     print(f"\n{name}: {cfg.MODEL.ARCH} on ResNet-{cfg.MODEL.DEPTH}, {part.batch} x {part.size} x "
-          f"{part.size}, {cfg.MODEL.NUM_CLASSES} classes, {cfg.OPTIM.NAME}, {_describe(part.device)}"
-          f", the original in fp32, ours in {part.precision}; {part.rounds} turns of {part.steps} "
-          "step(s) each", flush=True)
+          f"{part.size}, {cfg.MODEL.NUM_CLASSES} classes, {cfg.OPTIM.NAME}, "
+          f"{_describe(part.device)}, the original in fp32, ours in {part.precision}; "
+          f"{part.rounds} turns of {part.steps} step(s) each", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         runners = [Runner(part, way, folder, threads) for way in ways]
         asking = {loop: runner for runner in runners for loop in runner.loops}

@@ -3,7 +3,7 @@ import ctypes
 
 # Parameters of glibc's mallopt (malloc.h)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_MOST = 2**31 - 1
+_NEVER = -1
 
 
 def keep_freed_memory() -> None:
@@ -16,4 +16,4 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _MOST)
+        mallopt(_M_TRIM_THRESHOLD, _NEVER)

@@ -1,4 +1,4 @@
-"""Optimizers, their parameter groups, and the schedules of their learning rate as pycls has them."""
+"""Optimizers, their parameter groups, and the schedules of the learning rate as pycls has them."""
 import math
 from bisect import bisect
 from collections.abc import Collection, Iterator

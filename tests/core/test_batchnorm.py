@@ -71,7 +71,8 @@ def test_nothing_else_changes():
     precise_statistics(net, _batches(), nullcontext)
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for module in net.modules()] == modes
-    changed = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {key for key, value in net.state_dict().items()
+               if not torch.equal(value, before[key])}
     assert changed == {f"{i}.running_{what}" for i in (0, 4) for what in ("mean", "var")}
     assert net[0].momentum == 0.1 and net[4].momentum is None
     assert all(norm.track_running_stats for norm in (net[0], net[4]))
@@ -116,9 +117,10 @@ class Twice(nn.Module):
 def test_several_calls_of_a_norm_and_none():
     net, batches = Twice(), _batches()
     precise_statistics(net, batches, nullcontext)
-    both = [torch.cat([b.transpose(0, 1).flatten(1), (2 * b[:, :, ::2] + 1).transpose(0, 1).flatten(1)],
-                      dim=1) for b in batches]
-    _check(net.norm, torch.cat(both, dim=1).T[:, :, None, None])
+    # As (values,3,1,1), whatever the shapes of the two inputs
+    both = [x.transpose(0, 1).flatten(1).T[:, :, None, None]
+            for b in batches for x in (b, 2 * b[:, :, ::2] + 1)]
+    _check(net.norm, torch.cat(both))
     assert (net.idle.running_mean == 0).all() and (net.idle.running_var == 1).all()
     before = net.norm.running_var.clone()
     precise_statistics(net, [], nullcontext)

@@ -70,8 +70,8 @@ def test_by_default_there_are_the_weights_and_then_the_norms():
             if f"{prefix}.{name}" not in norms]
     assert len(norms) > 40 and "model.pool.p" in rest and "loss.weight" in rest
     assert _described(cfg, module) == [(0.01, 1.0, rest), (0.01, 1.0, norms)]
-    own = _described(_cfg("BN.USE_CUSTOM_WEIGHT_DECAY", True, "BN.CUSTOM_WEIGHT_DECAY", 0.5), module)
-    assert own == [(0.01, 1.0, rest), (0.5, 1.0, norms)]
+    cfg = _cfg("BN.USE_CUSTOM_WEIGHT_DECAY", True, "BN.CUSTOM_WEIGHT_DECAY", 0.5)
+    assert _described(cfg, module) == [(0.01, 1.0, rest), (0.5, 1.0, norms)]
 
 
 def test_vectors_without_decay():
@@ -148,8 +148,9 @@ def _plain(cfg, module):
     """The optimizer of `cfg` in torch's slowest form."""
     optim = cfg.OPTIM
     kinds = {
-        "sgd": lambda p: torch.optim.SGD(p, lr=optim.BASE_LR, momentum=optim.MOMENTUM, nesterov=True,
-                                         weight_decay=optim.WEIGHT_DECAY, foreach=False),
+        "sgd": lambda p: torch.optim.SGD(p, lr=optim.BASE_LR, momentum=optim.MOMENTUM,
+                                         nesterov=True, weight_decay=optim.WEIGHT_DECAY,
+                                         foreach=False),
         "adam": lambda p: torch.optim.Adam(p, lr=optim.BASE_LR, weight_decay=optim.WEIGHT_DECAY,
                                            foreach=False),
         "adamw": lambda p: torch.optim.AdamW(p, lr=optim.BASE_LR, weight_decay=optim.WEIGHT_DECAY,
