@@ -16,6 +16,8 @@ MASTER="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 
 # The agents pass the signals on; the workers have longer than torchrun's half a minute to save
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
+# Workers started again do not look for those that died (pytorch/pytorch#135712)
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
     --max-restarts 3 --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d \

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -172,6 +172,9 @@ def _launch_elastic(folder: Path, job: Callable, processes: int, args: tuple, de
     for name in ("torch.distributed.elastic", "torch.distributed.launcher",
                  "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Processes started again meet in a store of their own: in the launcher's they would find, and
+    # try, the addresses of those that died (pytorch/pytorch#135712)
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="dolg", rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=max_restarts,
@@ -207,14 +210,22 @@ def _run_process(folder: Path, job: Callable, args: tuple, device_name: str) -> 
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
-    with process_group(device_name):
-        # Said before the group is left, which the other processes will notice
-        try:
-            job(*args)
-        except (UserError, ImageError) as error:
-            write_atomically(mistake, str(error))
-            raise
-        except Exception:
-            if not mistake.exists():        # else this one only lost its peer
-                traceback.print_exc()
-            raise
+    # What went wrong is said before the group is left, which the other processes will notice
+    with ExitStack() as group, _errors_said(mistake):
+        group.enter_context(process_group(device_name))
+        job(*args)
+
+
+@contextmanager
+def _errors_said(mistake: Path) -> Iterator[None]:
+    """Write a user's mistake into the file `mistake`; print the trace of any other error, unless
+    another process has made a mistake, of which this one only lost its peer."""
+    try:
+        yield
+    except (UserError, ImageError) as error:
+        write_atomically(mistake, str(error))
+        raise
+    except Exception:
+        if not mistake.exists():
+            traceback.print_exc()
+        raise
