@@ -50,9 +50,8 @@ class MarginSoftmax(Loss):
         shard = self.shard
         x, labels, own_images = shard.gather_batch(x, labels, equal=self.training)
         weight, column, held = self._compared(labels)
-        x, weight = F.normalize(x), F.normalize(at_least_float32(weight))
-        rows = torch.arange(len(x), device=x.device)
-        cosine, own = self._nearest_centres(x, weight, rows, column)
+        x, rows = F.normalize(x), torch.arange(len(x), device=x.device)
+        cosine, own = _Cosines.apply(x, at_least_float32(weight), column, self.centres)
         # From chords, not 1 - cos^2: near cosines of 1 and -1 that loses all its digits, and the
         # root's infinite slope multiplies the error
         sine = _length(x - own) * _length(x + own) / 2
@@ -106,17 +105,6 @@ class MarginSoftmax(Loss):
         order = torch.rand(self.shard.classes, device=columns.device)
         order[positives] = 2.0      # before all others
         return order.topk(count).indices.sort().values
-
-    def _nearest_centres(self, x: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor,
-                         column: torch.Tensor):
-        """Cosines (B,C) with each class's nearest centre, and that of `column`'s class (B,dim)."""
-        cosine = F.linear(x, weight)
-        with torch.no_grad():
-            cosine.clamp_(-1, 1)    # rounding alone exceeds 1: the gradient need not know
-        if self.centres == 1:
-            return cosine, weight[column]
-        nearest = cosine.unflatten(1, (-1, self.centres)).max(2)
-        return nearest.values, weight[column * self.centres + nearest.indices[rows, column]]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         whole = state_dict.get(f"{prefix}weight")
@@ -189,6 +177,43 @@ class CurricularFace(MarginSoftmax):
         moved = 0.01 * total[0] / total[1].clamp(min=1) + 0.99 * self.t
         # A new tensor: the backward pass of an earlier call may still need the old one
         self.t = torch.where(total[1] > 0, moved, self.t)
+
+
+class _Cosines(torch.autograd.Function):
+    """Cosines (B,C) of unit vectors x (B,dim) with the nearest of each class's `centres`, and the
+    unit vector (B,dim) of the one of `column`'s class.
+
+    `weight` (C * centres,dim) may be of any length. With two million classes its normalised copy and
+    that one's gradient would fill gigabytes, and passing over them takes longer than the products;
+    here rows are divided by their lengths only after these.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, column: torch.Tensor, centres: int):
+        lengths = _length(weight).clamp_(min=1e-12)
+        # Rounding alone exceeds 1: the gradient need not know
+        cosine = F.linear(x, weight).div_(lengths.T).clamp_(-1, 1)
+        nearest = None
+        if centres > 1:
+            cosine, nearest = cosine.unflatten(1, (-1, centres)).max(2)
+            column = column * centres + nearest[torch.arange(len(x), device=x.device), column]
+        own = weight[column] / lengths[column]
+        ctx.save_for_backward(x, weight, lengths, column, nearest)
+        ctx.centres = centres
+        return cosine, own
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor, grad_own: torch.Tensor):
+        x, weight, lengths, column, nearest = ctx.saved_tensors
+        if nearest is not None:
+            every = grad.new_zeros(*grad.shape, ctx.centres)
+            grad = every.scatter_(2, nearest[..., None], grad[..., None]).flatten(1)
+        grad = grad / lengths.T
+        # Of the directions, then what of it is at right angles to them
+        grad_weight = grad.T @ x
+        grad_weight.index_add_(0, column, grad_own / lengths[column])
+        along = torch.einsum("cd,cd->c", grad_weight, weight)[:, None] / lengths.square()
+        return grad @ weight, grad_weight.addcmul_(weight, along, value=-1), None, None
 
 
 class _Hardened(torch.autograd.Function):
