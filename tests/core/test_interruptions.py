@@ -78,6 +78,15 @@ def _assert_same_run(out_dir: Path, undisturbed: Path) -> None:
     assert losses == pytest.approx(wanted, rel=1e-6) and set(losses) == {1, 2, 3}
 
 
+def _assert_near(state: dict, expected: dict) -> None:
+    """The same weights but for the order in which several processes round, which leaves 0.003 of a
+    tensor's length; one skipped step leaves 0.27 (both measured)."""
+    for part in ("model", "loss"):
+        for key, value in expected[part].items():
+            distance = (state[part][key].double() - value.double()).norm()
+            assert distance <= 0.02 * value.double().norm(), key
+
+
 @pytest.fixture(scope="module")
 def alone(tiny, tmp_path_factory) -> Path:
     """A run of one process that nothing disturbs."""
@@ -123,9 +132,7 @@ def test_sigusr1_reaches_all_processes(alone, pair, tiny, tmp_path):
     assert "_step_" in stopped.name and torch.load(stopped, weights_only=True)["step"] >= 3
     # One process takes over the work of two, within an epoch
     _end(_start(tiny, tmp_path))
-    for part in ("model", "loss"):
-        for key, value in _last(alone)[part].items():
-            torch.testing.assert_close(_last(tmp_path)[part][key], value, rtol=1e-3, atol=2e-5)
+    _assert_near(_last(tmp_path), _last(alone))
 
 
 def test_a_full_disk_while_training(alone, tiny, tmp_path):
@@ -279,10 +286,7 @@ def test_several_processes_train_as_one(single_runs, tiny, tmp_path, processes):
                                    rtol=1e-4, atol=1e-4)
         several, single = _last(tmp_path / name), _last(single_runs / name)
         assert len(several["rng"]) == processes
-        for part in ("model", "loss"):
-            for key, value in single[part].items():
-                torch.testing.assert_close(several[part][key], value, rtol=1e-3, atol=2e-5,
-                                           msg=lambda text: f"{name} {key}: {text}")
+        _assert_near(several, single)
 
 
 def test_two_nodes_train_together(single_runs, tiny, tmp_path):
