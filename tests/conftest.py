@@ -13,7 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DOLG_SHARED", ROOT.parent / "shared"))
 
 
+# Files that take minutes: first, so that none is begun when all others are done
+SLOW = ("test_real_photographs.py", "test_interruptions.py", "test_shards.py", "test_training.py")
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
