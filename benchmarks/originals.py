@@ -1,11 +1,15 @@
-"""Training steps done the way of the original codes, in float32: what train.py compares with.
+"""Training and extraction done the way of the original codes, in float32: what train.py and extract.py
+compare with.
 
-github.com/feymanpriv/DOLG (core/trainer.py, core/model/dolg_model.py) and github.com/leftthomas/CGD
+github.com/feymanpriv/DOLG (core/trainer.py, core/model/dolg_model.py, evaler/infer.py),
+github.com/feymanpriv/DELG (tools/extractor.py, extraction/delg_utils.py) and github.com/leftthomas/CGD
 (train.py, utils.py), told again: the same operations on the same tensors, in the same order. The
 backbones are ours, whose layers are theirs.
 """
 import math
 
+import cv2
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -26,6 +30,9 @@ class DOLGWithHead(nn.Module):
         self.head = MarginHead(cfg)
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.head(self.describe(images), labels)
+
+    def describe(self, images: torch.Tensor) -> torch.Tensor:
         maps = self.backbone(images)
         local = self._attend(maps["stage3"])
         pooled = F.adaptive_avg_pool2d(maps["stage4"].clamp(min=1e-6).pow(3.0), 1).pow(1 / 3)
@@ -35,7 +42,7 @@ class DOLGWithHead(nn.Module):
         square = torch.norm(global_, dim=1) ** 2
         rest = local - along / square[:, None, None, None]
         fused = torch.cat([global_, F.adaptive_avg_pool2d(rest, 1).flatten(1)], dim=1)
-        return self.head(self.fc(fused), labels)
+        return self.fc(fused)
 
     def _attend(self, maps: torch.Tensor) -> torch.Tensor:
         x = self.bn(self.conv1(maps))
@@ -159,3 +166,91 @@ def cgd_loop(cfg, images: torch.Tensor, labels: torch.Tensor):
 
 
 LOOPS = {"dolg": dolg_loop, "cgd": cgd_loop}
+
+
+# ------------------------------------------------------------------ extraction
+
+def read_scaled(image: np.ndarray, scale: float) -> torch.Tensor:
+    """OpenCV's float image (H,W,3), BGR, resized and normalised, (1,3,h,w)."""
+    height, width = image.shape[:2]
+    size = (int(round(width * scale)), int(round(height * scale)))
+    scaled = cv2.resize(image.copy(), size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
+    scaled = scaled.transpose([2, 0, 1]) / 255.0
+    for channel, (mean, sd) in enumerate(zip((0.406, 0.456, 0.485), (0.225, 0.224, 0.229))):
+        scaled[channel] = (scaled[channel] - mean) / sd
+    return torch.from_numpy(np.asarray([scaled], dtype=np.float32))
+
+
+@torch.no_grad()
+def extract_dolg(model: DOLGWithHead, path: str, scales: list[float]) -> np.ndarray:
+    """The descriptor (1,D) of one image, scale after scale."""
+    image = cv2.imread(path).astype(np.float32, copy=False)
+    device = model.fc.weight.device
+    total = 0
+    for scale in scales:
+        raw = model.describe(read_scaled(image, scale).to(device))
+        total = total + F.normalize(raw, p=2, dim=1).cpu().numpy()
+    mean = total / len(scales)
+    return mean / np.linalg.norm(mean)
+
+
+class DELGWithHead(nn.Module):
+    """Images to the global descriptor, the local features and their scores."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        model = build_model(cfg)
+        self.backbone, self.pool, self.fc = model.backbone, model.pool, model.fc
+        self.attention = model.attention
+
+    def forward(self, images: torch.Tensor):
+        maps = self.backbone(images)
+        local, scores = self.attention(maps["stage3"])
+        return self.fc(self.pool(maps["stage4"])), local, scores
+
+
+@torch.no_grad()
+def extract_delg(model: DELGWithHead, path: str, scales: list[float], topk: int = 1000):
+    """Locations, descriptors and scores of one image's local features; the network runs twice per
+    scale, as it does there."""
+    image = cv2.imread(path).astype(np.float32, copy=False)
+    device = model.fc.weight.device
+    boxes, features, scores = [], [], []
+    for scale in scales:
+        inputs = read_scaled(image, scale).to(device)
+        model(inputs)
+        _, local, attention = model(inputs)
+        height, width = local.shape[2:]
+        rows = torch.floor(torch.arange(0, float(width * height)) / width)
+        columns = torch.arange(0, float(width)).repeat(height)
+        corners = 16.0 * torch.stack([rows, columns, rows, columns], dim=1)
+        fields = ((corners + torch.tensor([-145.0, -145.0, 145.0, 145.0])) / scale).to(device)
+        local = F.normalize(local, p=2, dim=1).view(local.size(1), -1).t()
+        attention, threshold, places = attention.view(-1), 260.0, None
+        while places is None or len(places) < topk:
+            places = torch.gt(attention, threshold).nonzero().view(-1)
+            threshold *= 0.5
+            if threshold < 0.1:
+                break
+        boxes.append(fields[places])
+        features.append(local[places])
+        scores.append(attention[places])
+    boxes, features, scores = torch.cat(boxes), torch.cat(features), torch.cat(scores)
+    kept = _suppress(boxes, scores, 0.98, topk)
+    centres = (boxes[kept, :2] + boxes[kept, 2:]) / 2
+    return centres.cpu().numpy(), features[kept].cpu().numpy(), scores[kept].cpu().numpy()
+
+
+def _suppress(boxes: torch.Tensor, scores: torch.Tensor, overlap: float, topk: int) -> list[int]:
+    """Non-maximum suppression, one box at a time."""
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    left, kept = scores.sort(0)[1][-topk:], []
+    while len(left):
+        best, left = int(left[-1]), left[:-1]
+        kept.append(best)
+        low = torch.maximum(boxes[left, :2], boxes[best, :2])
+        high = torch.minimum(boxes[left, 2:], boxes[best, 2:])
+        sides = (high - low).clamp(min=0.0)
+        shared = sides[:, 0] * sides[:, 1]
+        left = left[shared / (areas[left] - shared + areas[best]) <= overlap]
+    return kept

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from yacs.config import CfgNode
 
+from dolg.config_checks import check_cfg, get_key
 from dolg.errors import UserError, closest
 
 _C = CfgNode()
@@ -266,8 +267,29 @@ _C.INFER.SIZE = 0
 _C.INFER.CROP_QUERIES = True
 # Images per chunk of the store (what a killed run may have to repeat)
 _C.INFER.CHUNK_SIZE = 256
-# Images of equal size that go through the network together
-_C.INFER.BATCH_SIZE = 8
+# Images of equal size go through the network together, as many as have so many pixels at the largest
+# scale; 0: what suits the device
+_C.INFER.BATCH_PIXELS = 0
+# As in the original: this run is number CUT_NUM, from 1, of TOTAL_NUM that share the work. Each does
+# its part first, then what the others have left
+_C.INFER.TOTAL_NUM = 1
+_C.INFER.CUT_NUM = 1
+# Seconds without a sign of a worker after which others take over its chunks (on one machine a dead
+# process is known as such at once)
+_C.INFER.LEASE = 300.0
+# Local features as well (MODEL.ARCH delg or dolg), at these scales, at most so many an image
+_C.INFER.LOCAL = False
+_C.INFER.LOCAL_SCALES = [0.25, 0.3535, 0.5, 0.7071, 1.0, 1.4142, 2.0]
+_C.INFER.LOCAL_TOPK = 1000
+# Their attention is above this: where the original's threshold, halved from 260, comes to rest
+_C.INFER.LOCAL_THRESHOLD = 260 / 2 ** 11
+# Of two whose receptive fields overlap by more (intersection over union) one goes
+_C.INFER.LOCAL_OVERLAP = 0.98
+# How they are stored: float16 or int8
+_C.INFER.LOCAL_DTYPE = "float16"
+# Whitenings that tools/whiten.py learned, for the descriptors and for the local features; empty: none
+_C.INFER.WHITENING = ""
+_C.INFER.LOCAL_WHITENING = ""
 # Stop at the first unreadable image instead of marking it in the store
 _C.INFER.STRICT = False
 # Refuse images whose header claims more pixels than this
@@ -341,81 +363,6 @@ def load_cfg(file: str | None = None, opts: list[str] | tuple[str, ...] = ()) ->
     return cfg
 
 
-def check_cfg(cfg: CfgNode) -> None:
-    """Raise UserError where values are out of range or contradict each other."""
-    choices = {"PRECISION": ("fp32", "bf16", "fp16"), "OPTIM.LR_POLICY": ("cos", "steps", "exp"),
-               "OPTIM.LR_UPDATE": ("epoch", "step"), "INPUT.COLOUR": ("", "bgr", "rgb"),
-               "TEST.METRIC": ("error", "recall"), "LOSS.TRIPLET.MINING": ("hard", "semihard"),
-               "DEVICE": ("auto", "cpu"), "DATA_LOADER.ON_DEVICE": ("", "augment", "decode"),
-               "DATA_LOADER.CHECK": ("sample", "all", "none")}
-    for key, allowed in choices.items():
-        if _get(cfg, key) not in allowed:
-            raise UserError(f"{key} is '{_get(cfg, key)}': choose one of {', '.join(allowed)}"
-                            f"{closest(_get(cfg, key), allowed)}")
-    at_least_one = ("MODEL.NUM_CLASSES", "TRAIN.BATCH_SIZE", "TRAIN.IM_SIZE", "TRAIN.EVAL_PERIOD",
-                    "TRAIN.CHECKPOINT_PERIOD", "TEST.BATCH_SIZE", "TEST.IM_SIZE", "NUM_GPUS",
-                    "LOG_PERIOD", "INFER.CHUNK_SIZE", "INFER.BATCH_SIZE", "INFER.MAX_PIXELS",
-                    "RESNET.STEM_WIDTH", "RESNET.NUM_GROUPS", "RESNET.WIDTH_PER_GROUP",
-                    "MODEL.DELG.LOCAL_DIM", "MODEL.CGD.FEATURE_DIM", "LOSS.SUBCENTERS",
-                    "TRAIN.ACCUMULATE", "BN.NUM_SAMPLES_PRECISE")
-    for key in at_least_one:
-        if _get(cfg, key) < 1:
-            raise UserError(f"{key} is {_get(cfg, key)}: give at least 1")
-    for key in ("OPTIM.MAX_EPOCH", "MODEL.HEADS.REDUCTION_DIM", "RNG_SEED",
-                "TRAIN.IMAGES_PER_CLASS", "INFER.SIZE", "LOSS.SMOOTHING", "TRAIN.LIGHTING",
-                "TRAIN.RESIZE", "OPTIM.CLIP_NORM", "TRAIN.CHECKPOINT_MINUTES",
-                "TRAIN.KEEP_CHECKPOINTS", "TRAIN.EMA", "MAX_RESTARTS"):
-        if _get(cfg, key) < 0:
-            raise UserError(f"{key} is {_get(cfg, key)}: give 0 or more")
-    if cfg.DATA_LOADER.NUM_WORKERS < -1:
-        raise UserError(f"DATA_LOADER.NUM_WORKERS is {cfg.DATA_LOADER.NUM_WORKERS}: give 0 or more, "
-                        "or -1 for one per core")
-    for key in ("LOSS.SAMPLE_CLASSES", "OPTIM.LAYER_DECAY"):
-        if not 0 < _get(cfg, key) <= 1:
-            raise UserError(f"{key} is {_get(cfg, key)}: give a number above 0, at most 1")
-    if cfg.TRAIN.EMA >= 1:
-        raise UserError(f"TRAIN.EMA is {cfg.TRAIN.EMA}: give 0 or more, below 1, such as 0.9999")
-    for key in ("MODEL.GEM.P", "MODEL.GEM.EPS", "MODEL.HEADS.SCALE", "LOSS.TEMPERATURE",
-                "OPTIM.HEAD_LR_MULT"):
-        if not _get(cfg, key) > 0:
-            raise UserError(f"{key} is {_get(cfg, key)}: give a number above 0")
-    _check_lists(cfg)
-    if not 0 < cfg.TRAIN.CROP_AREA <= 1:
-        raise UserError(f"TRAIN.CROP_AREA is {cfg.TRAIN.CROP_AREA}: give a share above 0, at most 1")
-    if 0 < cfg.TRAIN.RESIZE < cfg.TRAIN.IM_SIZE:
-        raise UserError(f"TRAIN.RESIZE is {cfg.TRAIN.RESIZE}, less than the crop's TRAIN.IM_SIZE "
-                        f"{cfg.TRAIN.IM_SIZE}: give at least that, or 0")
-    if cfg.MODEL.ARCH == "delg" and cfg.LOSS.NAME and "local_softmax" not in cfg.LOSS.NAME:
-        raise UserError(f"LOSS.NAME is '{cfg.LOSS.NAME}', but DELG's attention is trained by "
-                        "local_softmax alone: add it (... + local_softmax), or leave the key empty")
-    for key in ("TRAIN.BATCH_SIZE", "TEST.BATCH_SIZE"):
-        if _get(cfg, key) % cfg.NUM_GPUS:
-            raise UserError(f"{key} {_get(cfg, key)} is the total of all GPUs: "
-                            f"give a multiple of NUM_GPUS {cfg.NUM_GPUS}")
-    if cfg.TRAIN.BATCH_SIZE % (cfg.NUM_GPUS * cfg.TRAIN.ACCUMULATE):
-        raise UserError(f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} is the total of one update: give "
-                        f"a multiple of NUM_GPUS {cfg.NUM_GPUS} x TRAIN.ACCUMULATE "
-                        f"{cfg.TRAIN.ACCUMULATE}")
-
-
-def _check_lists(cfg: CfgNode) -> None:
-    for key in ("INFER.SCALES", "TEST.SCALES"):
-        scales = _get(cfg, key)
-        if not scales or not all(isinstance(s, (int, float)) and s > 0 for s in scales):
-            raise UserError(f"{key} is {scales}: give numbers above 0, such as [0.7071, 1.0]")
-    steps = cfg.OPTIM.STEPS
-    if cfg.OPTIM.LR_POLICY == "steps" and (not steps or steps[0] != 0 or sorted(steps) != steps):
-        raise UserError(f"OPTIM.STEPS is {steps}: give epochs in rising order, the first 0")
-    strides = cfg.RESNET.STRIDES
-    if len(strides) not in (0, 4) or any(stride not in (1, 2) for stride in strides):
-        raise UserError(f"RESNET.STRIDES is {strides}: give four numbers, each 1 or 2, or none")
-    for key in ("INPUT.MEAN", "INPUT.SD"):
-        if len(_get(cfg, key)) not in (0, 3):
-            raise UserError(f"{key} is {_get(cfg, key)}: give three numbers, or none")
-    if not cfg.TEST.RECALLS or any(not isinstance(k, int) or k < 1 for k in cfg.TEST.RECALLS):
-        raise UserError(f"TEST.RECALLS is {cfg.TEST.RECALLS}: give whole numbers from 1")
-
-
 def _read_yaml(file: str) -> dict:
     path = Path(file)
     if not path.is_file():
@@ -439,12 +386,6 @@ def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
     return pairs
 
 
-def _get(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
 def _parse(text: str):
     """A command-line value as the Python literal it spells, else as the string itself."""
     try:
@@ -458,7 +399,7 @@ def _set(cfg: CfgNode, key: str, value, source: str, text: str | None = None) ->
     leaves = dict(_flatten(cfg))
     free = key.rpartition(".")[0]
     if free in _FREE:
-        _get(cfg, free)[key.rpartition(".")[2]] = value
+        get_key(cfg, free)[key.rpartition(".")[2]] = value
         return
     if key not in leaves:
         sections = sorted({name.rsplit(".", 1)[0] for name in leaves if "." in name})

@@ -20,7 +20,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     # Processes of several machines may share the folder
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:        # HDF5 reads what it has written
             yield file
             file.flush()
             os.fsync(file.fileno())

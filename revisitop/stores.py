@@ -4,7 +4,7 @@
                                 "chunk_size", and what made the descriptors}
     chunk-000000.safetensors    images 0 .. chunk_size - 1: `global` float32 or float16 (n,D),
                                 `status` uint8 (n,), metadata "images", a JSON
-                                {"names": [...], "errors": {"row": "reason"}}
+                                {"names": [...], "errors": {"row": "reason"}}, and perhaps more
 
 Image i lies in chunk i // chunk_size, row i % chunk_size. Status 0 is fine; any other marks an
 image that failed, whose descriptor is NaN.
@@ -97,6 +97,11 @@ class Chunk:
     def names(self) -> list[str]:
         return self._images["names"]
 
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 that the chunk's tensors had when they were written, if it says so."""
+        return self._images.get("digest")
+
     def errors(self) -> list[tuple[str, str]]:
         """Name and reason of each image that failed."""
         reasons = self._images.get("errors") or {}
@@ -114,7 +119,7 @@ class Store:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path)
+        self.manifest = read_manifest(self.path)
         self.count: int = self.manifest["count"]
         self.dim: int = self.manifest["dim"]
         self.chunk_size: int = self.manifest["chunk_size"]
@@ -127,7 +132,7 @@ class Store:
     def chunk(self, index: int) -> Chunk:
         """The chunk with images index * chunk_size and following."""
         rows = min(self.chunk_size, self.count - index * self.chunk_size)
-        return Chunk(os.path.join(self.path, _chunk_name(index)), rows, self.dim)
+        return Chunk(os.path.join(self.path, chunk_name(index)), rows, self.dim)
 
     def chunks(self) -> Iterator[np.ndarray]:
         """The descriptors, chunk by chunk: mapped (n,D), float32 or float16, NaN where failed."""
@@ -170,18 +175,21 @@ class Store:
 
     def _check_chunks(self) -> None:
         present = set(os.listdir(self.path))
-        missing = [name for name in map(_chunk_name, range(self.num_chunks)) if name not in present]
+        missing = [name for name in map(chunk_name, range(self.num_chunks)) if name not in present]
         if missing:
             more = ", ..." if len(missing) > 3 else ""
-            raise StoreError(f"store {self.path} lacks {len(missing)} of {self.num_chunks} chunks "
-                             f"({', '.join(missing[:3])}{more}): finish the extraction")
+            first = int(missing[0][6:-12]) * self.chunk_size
+            raise StoreError(
+                f"store {self.path} lacks {len(missing)} of {self.num_chunks} chunks "
+                f"({', '.join(missing[:3])}{more}; the first is of images {first} to "
+                f"{min(first + self.chunk_size, self.count) - 1}): finish the extraction")
 
 
-def _chunk_name(index: int) -> str:
+def chunk_name(index: int) -> str:
     return f"chunk-{index:06d}.safetensors"
 
 
-def _read_manifest(path: Path) -> dict:
+def read_manifest(path: Path) -> dict:
     file = path / "manifest.json"
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))

@@ -32,7 +32,8 @@ set_up() {
     else
         say "installing requirements (PyTorch with its CUDA libraries: 5 GB, a minute or more)"
         python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
-            "pytest>=8" "pytest-xdist>=3" "pytorch-metric-learning>=2.0"
+            "pytest>=8" "pytest-xdist>=3" "pytorch-metric-learning>=2.0" \
+            "h5py>=3" "protobuf>=4"
         printf '%s\n' "$want" > "$stamp"
     fi
 }

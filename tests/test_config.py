@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from dolg.config import get_cfg, load_cfg
+from dolg.config_checks import check_batches
 from dolg.errors import UserError
 from dolg.losses.builders import DEFAULTS
 
@@ -100,7 +101,6 @@ def test_values_are_read_as_their_type(key, text, value):
     (["OPTIM.LR_POLICY", "cosine"], ["choose one of cos, steps, exp"]),
     (["OPTIM.LR_POLICY", "steps", "OPTIM.STEPS", "[30]"], ["the first 0"]),
     (["INFER.SCALES", "[]"], ["numbers above 0"]),
-    (["TRAIN.BATCH_SIZE", "10", "NUM_GPUS", "4"], ["multiple of NUM_GPUS 4"]),
     (["LOG_PERIOD", "0"], ["at least 1"]),
     (["OUT_DIR"], ["pairs of KEY VALUE", "'OUT_DIR' has no value"]),
 ])
@@ -110,6 +110,18 @@ def test_mistakes_are_explained_in_one_line(options, messages):
     assert "\n" not in str(error.value)
     for message in messages:
         assert message in str(error.value)
+
+
+@pytest.mark.parametrize("options, message", [
+    (["TRAIN.BATCH_SIZE", "10", "NUM_GPUS", "4"], "multiple of NUM_GPUS 4"),
+    (["TEST.BATCH_SIZE", "10", "NUM_GPUS", "4"], "multiple of NUM_GPUS 4"),
+    (["TRAIN.BATCH_SIZE", "12", "TEST.BATCH_SIZE", "12", "NUM_GPUS", "4", "TRAIN.ACCUMULATE", "2"],
+     "a multiple of NUM_GPUS 4 x TRAIN.ACCUMULATE 2"),
+])
+def test_only_training_minds_how_batches_divide(options, message):
+    cfg = load_cfg(None, options)       # extraction takes any number of GPUs
+    with pytest.raises(UserError, match=message):
+        check_batches(cfg)
 
 
 @pytest.mark.parametrize("content, message", [

@@ -1,13 +1,27 @@
-"""Extract descriptors: python tools/infer.py --cfg FILE [KEY VALUE ...]"""
-from dolg.core.cli import config_from_args, run
+"""Extract descriptors: python tools/infer.py --cfg FILE [--estimate | --check] [KEY VALUE ...]"""
+from dolg.config import load_cfg
+from dolg.core.cli import config_parser, run
 from dolg.core.distributed import launch
-from dolg.features.run import infer
+from dolg.errors import UserError
+from dolg.features.run import check_all, estimate_all, infer
 
 
 def main() -> None:
-    cfg = config_from_args("Extract descriptors into feature stores; started again, it computes "
+    parser = config_parser("Extract descriptors into feature stores; started again, it computes "
                            "what is missing.")
-    launch(infer, cfg.NUM_GPUS, cfg, device_name=cfg.DEVICE)
+    parser.add_argument("--estimate", action="store_true",
+                        help="try some images and say what all will take: time, memory, disk")
+    parser.add_argument("--check", action="store_true",
+                        help="only see whether the stores are whole, and name what is missing")
+    args = parser.parse_args()
+    cfg = load_cfg(args.cfg, args.opts)
+    if args.check:
+        check_all(cfg)
+    elif args.estimate:
+        estimate_all(cfg)
+    elif not launch(infer, cfg.NUM_GPUS, cfg, device_name=cfg.DEVICE,
+                    max_restarts=cfg.MAX_RESTARTS, grouped=False):
+        raise UserError("stopped before all was done: the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
-"""A model's parts, parameters and multiply-adds: python tools/info.py --cfg FILE [KEY VALUE ...]"""
+"""What a model or a feature store is made of.
+
+    python tools/info.py --cfg FILE [KEY VALUE ...]     parts, parameters and multiply-adds
+    python tools/info.py STORE [STORE ...]              how much is there, what failed, what made it
+"""
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -7,6 +12,7 @@ import torch
 from dolg.config import load_cfg
 from dolg.core.cli import config_parser, run
 from dolg.errors import UserError
+from dolg.features.status import describe_store
 from dolg.files import write_atomically
 from dolg.losses import build_loss
 from dolg.models import build_model
@@ -14,7 +20,16 @@ from dolg.models.complexity import complexity
 
 
 def main() -> None:
-    parser = config_parser("Count a model's parameters, multiply-adds and activations.")
+    if sys.argv[1:] and not any(argument.startswith("-") for argument in sys.argv[1:]):
+        for store in sys.argv[1:]:
+            print(describe_store(Path(store)))
+    else:
+        show_model()
+
+
+def show_model() -> None:
+    parser = config_parser("Count a model's parameters, multiply-adds and activations; or, given "
+                           "folders alone, say what is in these feature stores.")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"),
                         help="size of the image (default: TRAIN.IM_SIZE, a square)")
     parser.add_argument("--depth", type=int, default=2, metavar="N",

@@ -7,6 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """This process's number; without a process group, the one that the launcher gave it, or 0."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
@@ -121,21 +122,31 @@ def process_group(device_name: str = "auto") -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ or "MASTER_ADDR" not in os.environ:
         yield
         return
+    with own_device(device_name) as mine:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def own_device(device_name: str = "auto") -> Iterator[torch.device]:
+    """This process's device, current. Raises UserError if torchrun has started more processes than
+    there are GPUs."""
     mine = device(device_name)
     if mine.type == "cuda":
         _check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), "torchrun asks for")
         torch.cuda.set_device(mine)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield mine
 
 
 def launch(job: Callable, num_gpus: int, *args, device_name: str = "auto",
-           max_restarts: int = 0) -> None:
-    """Run `job(*args)` in `num_gpus` processes, each with its own GPU, or all on the CPU.
+           max_restarts: int = 0, grouped: bool = True) -> bool:
+    """Run `job(*args)` in `num_gpus` processes, each with its own GPU, or all on the CPU; False where
+    they were asked to stop.
 
+    They are a process group if `grouped`; else they know of each other by RANK and WORLD_SIZE alone.
     Under torchrun, and for one process, it runs right here. Otherwise torch's elastic launcher
     starts the processes on this machine, and when one dies, all of them again, up to
     `max_restarts` times; STOP_SIGNALS are passed on to them. Raises UserError where there are
@@ -143,17 +154,19 @@ def launch(job: Callable, num_gpus: int, *args, device_name: str = "auto",
     ChildFailedError, once the processes have said why, where no restart is left.
     """
     on_cpu = device(device_name).type == "cpu"
+    join = partial(process_group if grouped else own_device, device_name)
     if "WORLD_SIZE" in os.environ or num_gpus == 1 or (on_cpu and device_name == "auto"):
         if "WORLD_SIZE" not in os.environ and num_gpus > 1:
             print(f"NUM_GPUS is {num_gpus}, but this machine has no GPU that PyTorch can use: one "
                   f"process runs on the CPU (DEVICE cpu starts {num_gpus} there)", flush=True)
-        with process_group(device_name):
+        with join():
             job(*args)
-        return
+        return True
     if not on_cpu:
         _check_gpus(num_gpus, "NUM_GPUS is")
     with tempfile.TemporaryDirectory() as folder:
-        _launch_elastic(Path(folder), job, num_gpus, args, device_name, max_restarts)
+        _launch_elastic(Path(folder), join, job, num_gpus, args, max_restarts)
+        return not (Path(folder) / "stop").exists()
 
 
 def _check_gpus(wanted: int, who: str) -> None:
@@ -162,10 +175,11 @@ def _check_gpus(wanted: int, who: str) -> None:
                         f"give NUM_GPUS {torch.cuda.device_count()}, or as many processes")
 
 
-def _launch_elastic(folder: Path, job: Callable, processes: int, args: tuple, device_name: str,
+def _launch_elastic(folder: Path, join: Callable, job: Callable, processes: int, args: tuple,
                     max_restarts: int) -> None:
     """`folder` is where the processes and this one leave word for each other: `mistake` holds the
     message of a user's mistake, `stop` is there once a stop was asked for; both end the job."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The processes say themselves what happened to them; the launcher would add a page to it
@@ -190,10 +204,12 @@ def _launch_elastic(folder: Path, job: Callable, processes: int, args: tuple, de
     mistake = folder / "mistake"
     before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
-        elastic_launch(config, _run_process)(folder, job, args, device_name)
+        elastic_launch(config, _run_process)(folder, join, job, args)
     except ChildFailedError:
         if not mistake.exists():
             raise
+    except SignalException:     # of Ctrl-C, most often
+        raise KeyboardInterrupt from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -201,7 +217,7 @@ def _launch_elastic(folder: Path, job: Callable, processes: int, args: tuple, de
         raise UserError(mistake.read_text(encoding="utf-8"))
 
 
-def _run_process(folder: Path, job: Callable, args: tuple, device_name: str) -> None:
+def _run_process(folder: Path, join: Callable, job: Callable, args: tuple) -> None:
     """What each process of the elastic launcher runs."""
     mistake = folder / "mistake"
     if mistake.exists() or (folder / "stop").exists():
@@ -212,7 +228,7 @@ def _run_process(folder: Path, job: Callable, args: tuple, device_name: str) -> 
         torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
     # What went wrong is said before the group is left, which the other processes will notice
     with ExitStack() as group, _errors_said(mistake):
-        group.enter_context(process_group(device_name))
+        group.enter_context(join())
         job(*args)
 
 

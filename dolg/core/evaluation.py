@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from dolg.core.distributed import gather, is_main, rank, world_size
 from dolg.core.meters import Meter, figures_of
@@ -73,6 +74,9 @@ def _described(extractor: Extractor, source: ImageSource) -> np.ndarray:
     """Unit descriptors (N,D) of all images of a source, on every process."""
     mine = list(range(rank(), len(source), world_size()))
     table = np.empty((len(source), extractor.model.dim), np.float32)
-    for rows, part in gather((mine, extractor.table(source, mine, progress=is_main()))):
+    with tqdm(total=len(mine), unit="image", leave=False,
+              disable=None if is_main() else True) as bar:
+        part = extractor.table(source, mine, on_batch=bar.update)
+    for rows, part in gather((mine, part)):
         table[rows] = part
     return table

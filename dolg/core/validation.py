@@ -54,7 +54,7 @@ class Validation:
             figures = classification_error(module, self.loader, self.autocast)
         if self.sources:
             extractor = Extractor(module.model, cfg.TEST.SCALES, PRECISIONS[cfg.PRECISION],
-                                  cfg.INFER.BATCH_SIZE, self.workers, cfg.INFER.MAX_PIXELS,
+                                  cfg.INFER.BATCH_PIXELS, self.workers, cfg.INFER.MAX_PIXELS,
                                   strict=True, side=cfg.INFER.SIZE,
                                   worker_init=leave_signals)
             figures.update(revisited_map(extractor, self.sources, self.truth))

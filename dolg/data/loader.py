@@ -91,7 +91,7 @@ class StepLoader:
         a worker it would arrive with the worker's traceback as its message.)
         """
         self.sampler.epoch, self.sampler.start = epoch, start
-        with _one_opencv_thread():
+        with one_opencv_thread():
             batches = iter(self._loader)        # starts the workers, the first time
         for batch in batches:
             if isinstance(batch, ImageError):
@@ -159,7 +159,7 @@ class _Collate:
 
 
 @contextmanager
-def _one_opencv_thread() -> Iterator[None]:
+def one_opencv_thread() -> Iterator[None]:
     """For what is forked meanwhile: OpenCV's threads are not forked, and a worker would wait for
     them forever; nor should every worker start some for all cores."""
     threads = cv2.getNumThreads()

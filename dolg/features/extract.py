@@ -1,21 +1,30 @@
-"""Multi-scale extraction of descriptors into a feature store."""
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+"""Multi-scale extraction of descriptors and local features into a feature store."""
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from dolg.data.decode import ImageError, jpeg_decoder, read_image
-from dolg.data.preprocess import crop_to_box, preprocess, scaled_size
+from dolg.data.decode import ImageError
+from dolg.data.preprocess import preprocess, scaled_size
+from dolg.features.decoding import Decoded, decoded_images
+from dolg.features.local import LocalFeatures, LocalSettings, select_local
 from dolg.features.sources import ImageSource
-from dolg.features.store import StoreWriter
+from dolg.features.store import LocalTable, StoreWriter
+from dolg.search.whitening import Whitening
 
 # A scaled side, in pixels, below which a network may refuse an image
 _SMALL = 64
+# What keeps a device busy, and its memory far from full
+_BATCH_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
+# Decoded images wait for others of their size until there are so many times a batch's pixels of them
+_WAITING = 4
 
 
 def average_scales(descriptors: list[torch.Tensor]) -> torch.Tensor:
@@ -23,45 +32,118 @@ def average_scales(descriptors: list[torch.Tensor]) -> torch.Tensor:
     return F.normalize(sum(F.normalize(d.float(), dim=1) for d in descriptors), dim=1)
 
 
-@torch.inference_mode()
-def describe(model: nn.Module, images: torch.Tensor, scales: list[float],
+def describe(model: nn.Module, images: torch.Tensor, scales: Sequence[float],
              precision: torch.dtype = torch.float32, side: int = 0) -> torch.Tensor:
     """Unit descriptors (B,D), float32, of images (B,3,H,W), uint8 RGB on the model's device.
 
     Every scale is resized from the same pixels; `precision` is that of the network alone. Scales
     are relative to the image's own size, or with `side` to a square of that side.
     """
+    return describe_all(model, images, scales, None, precision, side)[0]
+
+
+@torch.inference_mode()
+def describe_all(model: nn.Module, images: torch.Tensor | list[torch.Tensor],
+                 scales: Sequence[float], local: LocalSettings | None, precision: torch.dtype = torch.float32,
+                 side: int = 0) -> tuple[torch.Tensor | None, LocalFeatures | None]:
+    """The descriptors of `describe`, and local features; None where `scales` are empty or `local` is
+    None.
+
+    `images` may also be a list of (3,H,W), with a `side` of any sizes. A scale that both want passes
+    the network once; one that only `local` wants passes no more of it than the local features need.
+    """
+    raw, maps = [], []
+    wanted = local.scales if local else ()
+    if not isinstance(images, torch.Tensor) and len({image.shape for image in images}) == 1:
+        images = torch.stack(images)
+    batches = [images] if isinstance(images, torch.Tensor) else [image[None] for image in images]
+    with torch.autocast(batches[0].device.type, dtype=precision, enabled=precision != torch.float32):
+        for scale in dict.fromkeys([*scales, *wanted]):
+            outputs = _outputs(model, batches, scale, side, only_local=scale not in scales)
+            if scale in scales:
+                raw.append(outputs["global"])
+            if scale in wanted:
+                maps.append((scale, outputs["local"], outputs["attention"]))
+    return (average_scales(raw) if raw else None,
+            select_local(maps, local) if local else None)
+
+
+def _outputs(model: nn.Module, batches: Sequence[torch.Tensor], scale: float, side: int,
+             only_local: bool) -> dict[str, torch.Tensor]:
+    """What the network gives of batches (n,3,H,W), which are of one size once they are scaled."""
     spec = model.input_spec
-    height, width = (side, side) if side else images.shape[2:]
-    raw = []
-    for scale in scales:
-        inputs = preprocess(images, scaled_size(height, width, scale), spec.colour, spec.mean,
-                            spec.sd, antialias=spec.antialias)
-        with torch.autocast(images.device.type, dtype=precision,
-                            enabled=precision != torch.float32):
-            raw.append(model(inputs)["global"])
-    return average_scales(raw)
+    height, width = (side, side) if side else batches[0].shape[2:]
+    inputs = [preprocess(batch, scaled_size(height, width, scale), spec.colour, spec.mean, spec.sd,
+                         antialias=spec.antialias) for batch in batches]
+    inputs = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
+    return model.forward_local(inputs) if only_local else model(inputs)
 
 
-class DecodedImages(Dataset):
-    """Images of a source, decoded and cut to their boxes; a failure comes as its ImageError."""
+@dataclass
+class Shares:
+    """Where the time goes: seconds of decoding (of all processes together), of waiting for decoded
+    images, and of describing them."""
 
-    def __init__(self, source: ImageSource, order: list[int], max_pixels: int):
-        self.source, self.order, self.max_pixels = source, order, max_pixels
+    decode: float = 0.0
+    wait: float = 0.0
+    compute: float = 0.0
 
-    def __len__(self) -> int:
-        return len(self.order)
 
-    def __getitem__(self, position: int) -> torch.Tensor | ImageError:
-        index = self.order[position]
-        path, box = self.source.paths[index], self.source.boxes[index]
-        try:
-            image = read_image(path, self.max_pixels)
-            return image if box is None else crop_to_box(image, box).contiguous()
-        except ImageError as error:
-            return error
-        except ValueError as error:
-            return ImageError(path, str(error))
+class Order:
+    """The images of some chunks, as a sampler that takes a chunk when its first image is asked for;
+    `begun` are the chunks taken."""
+
+    def __init__(self, chunks: Iterable[int], rows: Callable[[int], range]):
+        self.chunks, self.rows, self.begun = chunks, rows, deque()
+
+    def __iter__(self) -> Iterator[int]:
+        for chunk in self.chunks:
+            self.begun.append(chunk)
+            yield from self.rows(chunk)
+
+
+@dataclass
+class ChunkResult:
+    """What is known of the images of a chunk.
+
+    Attributes:
+        count: of its images.
+        errors: the reason of each row that failed.
+        sizes: (width, height) of each decoded row.
+        corners: of each decoded row.
+        pieces: rows and what `describe_all` gives of them, on the model's device.
+    """
+
+    count: int
+    errors: dict[int, str] = field(default_factory=dict)
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    corners: dict[int, tuple[int, int]] = field(default_factory=dict)
+    pieces: list[tuple] = field(default_factory=list)
+
+    def global_table(self, dim: int) -> np.ndarray:
+        """Descriptors (count,dim); rows that failed are NaN, and in `errors`."""
+        table = np.full((self.count, dim), np.nan, np.float32)
+        for rows, descriptors, _ in self.pieces:
+            table[rows] = descriptors.cpu().numpy()
+        for row in np.flatnonzero(~np.isfinite(table).all(axis=1)).tolist():
+            self.errors.setdefault(row, "no finite descriptor ({} x {} pixels)".format(
+                *self.sizes.get(row, ("?", "?"))))
+        table[list(self.errors)] = np.nan
+        return table
+
+    def local_table(self, dim: int) -> LocalTable:
+        """The local features of all rows, in their order; rows that failed have none. `dim` is that
+        of the descriptors."""
+        nothing = (np.empty((0, dim)), np.empty((0, 2)), np.empty(0), np.empty(0))
+        found = [nothing] * self.count
+        for rows, _, local in self.pieces:
+            counts = local.counts.tolist()
+            parts = [part.cpu().split(counts) for part in
+                     (local.descriptors, local.xy, local.scales, local.scores)]
+            for row, descriptors, xy, scales, scores in zip(rows, *parts):
+                if row not in self.errors:
+                    found[row] = (descriptors, xy + torch.tensor(self.corners[row]), scales, scores)
+        return LocalTable.joined(found)
 
 
 class Extractor:
@@ -71,86 +153,165 @@ class Extractor:
         model: a retrieval model on its device.
         scales: relative to each image's size.
         precision: torch dtype of the network.
-        batch_size: images of equal size that go through the network together.
+        batch_pixels: images of equal size go through the network together, as many as have so many
+            pixels at the largest scale, at least one; 0: what suits the device.
         workers: decoding processes; 0 decodes in this one.
         max_pixels: images that claim more are refused.
         strict: raise ImageError at the first failed image instead of marking it.
         side: resize every image to a square of this side first; 0: leave its size.
+        local: select local features as well.
+        whitening, local_whitening: what is done to the descriptors and to the local features' before
+            they are stored.
         worker_init: what each decoding process does first.
     """
 
-    def __init__(self, model: nn.Module, scales: list[float], precision: torch.dtype,
-                 batch_size: int, workers: int, max_pixels: int, strict: bool, side: int = 0,
+    def __init__(self, model: nn.Module, scales: Sequence[float], precision: torch.dtype,
+                 batch_pixels: int, workers: int, max_pixels: int, strict: bool, side: int = 0,
+                 local: LocalSettings | None = None, whitening: Whitening | None = None,
+                 local_whitening: Whitening | None = None,
                  worker_init: Callable[[int], None] | None = None):
         self.model, self.scales, self.precision = model.eval(), list(scales), precision
-        self.batch_size, self.workers = batch_size, workers
         self.max_pixels, self.strict, self.side = max_pixels, strict, side
-        self.worker_init = worker_init
+        self.local, self.workers, self.worker_init = local, workers, worker_init
+        every_scale = [*scales, *(local.scales if local else ())]
+        self.smallest, self.largest = min(every_scale), max(every_scale)
         self.device = next(model.parameters()).device
+        self.whitening = whitening and whitening.to(self.device)
+        self.local_whitening = local_whitening and local_whitening.to(self.device)
+        self.dim = whitening.dim if whitening else model.dim
+        self.local_dim = 0
+        if local:
+            self.local_dim = local_whitening.dim if local_whitening else model.local_dim
+        self.batch_pixels = batch_pixels or _BATCH_PIXELS[self.device.type]
+        self.shares = Shares()
 
-    def fill(self, writer: StoreWriter, source: ImageSource, chunks: list[int],
-             progress: bool) -> int:
-        """Compute `chunks` of the store; returns how many of their images failed."""
-        order = [i for chunk in chunks for i in writer.rows(chunk)]
-        failed = 0
-        with tqdm(total=len(order), unit="image", desc=writer.path.name,
-                  disable=None if progress else True) as bar:
-            images = self._images(source, order)
-            for chunk in chunks:
-                table, errors = self._chunk(images, len(writer.rows(chunk)), writer.dim, bar)
-                writer.write_chunk(chunk, table, errors)
-                failed += len(errors)
-        return failed
+    def fill(self, writer: StoreWriter, source: ImageSource, chunks: Iterable[int],
+             on_batch: Callable[[int], None] = lambda images: None,
+             on_chunk: Callable[[int], None] = lambda chunk: None) -> None:
+        """Compute chunks of a store, each asked for when it is its turn, and written while the next
+        is computed.
 
-    def table(self, source: ImageSource, rows: list[int], progress: bool) -> np.ndarray:
+        `on_batch` is told how many more images are through, `on_chunk`, in another thread, which
+        chunk has been written.
+        """
+        chunks = iter(chunks)
+        first = next(chunks, None)
+        if first is None:
+            return
+        order = Order(chain([first], chunks), writer.rows)
+        images = self.decoded(source, order)
+
+        def write(chunk: int, result: ChunkResult) -> None:
+            table = result.global_table(writer.dim)
+            local = result.local_table(writer.local_dim) if self.local else None
+            writer.write_chunk(chunk, table, result.errors, local)
+            on_chunk(chunk)
+
+        writing: Future | None = None
+        with ThreadPoolExecutor(1) as thread:
+            while (image := self._next(images)) is not None:
+                chunk = order.begun.popleft()
+                result = self._chunk(chain([image], iter(lambda: self._next(images), None)),
+                                     len(writer.rows(chunk)), on_batch)
+                if writing:
+                    writing.result()
+                writing = thread.submit(write, chunk, result)
+                del result      # what it holds on the device is free once it is written
+            if writing:
+                writing.result()
+
+    def table(self, source: ImageSource, rows: Sequence[int],
+              on_batch: Callable[[int], None] = lambda images: None) -> np.ndarray:
         """Descriptors (len(rows),D) of some images of a source; those that failed are NaN."""
         self.model.eval()
-        with tqdm(total=len(rows), unit="image", leave=False,
-                  disable=None if progress else True) as bar:
-            return self._chunk(self._images(source, rows), len(rows), self.model.dim, bar)[0]
+        images = self.decoded(source, rows)
+        result = self._chunk(iter(lambda: self._next(images), None), len(rows), on_batch)
+        return result.global_table(self.dim)
 
-    def _images(self, source: ImageSource, order: list[int]) -> Iterator:
-        jpeg_decoder()      # once, before the workers start
-        return iter(DataLoader(DecodedImages(source, order, self.max_pixels), batch_size=None,
-                               num_workers=min(self.workers, len(order)),
-                               worker_init_fn=self.worker_init))
+    def decoded(self, source: ImageSource, order: Iterable[int]) -> Iterator[Decoded]:
+        """The images of a source in an order, decoded by the worker processes."""
+        return decoded_images(source, order, self.max_pixels, self.workers,
+                              self.device.type == "cuda", self.worker_init)
 
-    def _chunk(self, images: Iterator, count: int, dim: int, bar: tqdm):
-        """The next `count` images' descriptors (count,dim), and the reasons of the failed rows.
+    def _next(self, images: Iterator[Decoded]) -> Decoded | None:
+        start = time.perf_counter()
+        image = next(images, None)
+        if image is not None:
+            self.shares.decode += image.seconds
+        self.shares.wait += time.perf_counter() - start
+        return image
 
-        Which images share a batch depends on the chunk alone, so its bytes do as well.
+    def _chunk(self, images: Iterator[Decoded], count: int,
+               on_batch: Callable[[int], None]) -> ChunkResult:
+        """Describe the next `count` images.
+
+        Which of them share a batch depends on the chunk alone, so its bytes do as well.
         """
-        table, errors, waiting = np.full((count, dim), np.nan, np.float32), {}, defaultdict(list)
-        sizes: dict[int, tuple[int, int]] = {}
+        result, waiting, held = ChunkResult(count), defaultdict(list), 0
+        budget = self.batch_pixels / self.largest ** 2
+
+        def flush(size: tuple[int, int]) -> int:
+            rows, pixels = zip(*waiting.pop(size))
+            areas = sum(image.shape[1] * image.shape[2] for image in pixels)
+            start = time.perf_counter()
+            self._describe(list(rows), list(pixels), result)
+            self.shares.compute += time.perf_counter() - start
+            on_batch(len(rows))
+            return areas
+
         for row in range(count):
             image = next(images)
-            if isinstance(image, ImageError):
+            if isinstance(image.pixels, ImageError):
                 if self.strict:
-                    raise image
-                errors[row] = image.reason
-                bar.update()
+                    raise image.pixels
+                result.errors[row] = image.pixels.reason
+                on_batch(1)
                 continue
-            sizes[row] = (image.shape[2], image.shape[1])
-            same_size = waiting[image.shape]
-            same_size.append((row, image))
-            if len(same_size) == self.batch_size:
-                self._describe(waiting.pop(image.shape), table, bar)
-        for same_size in waiting.values():
-            self._describe(same_size, table, bar)
-        for row in set(np.flatnonzero(~np.isfinite(table).all(axis=1)).tolist()) - set(errors):
-            errors[row] = f"no finite descriptor ({sizes[row][0]} x {sizes[row][1]} pixels)"
-        return table, errors
+            size = tuple(image.pixels.shape[1:])
+            result.sizes[row], result.corners[row] = size[::-1], image.corner
+            # A copy, on the CPU as well: the buffer, which is an open file, is then free
+            pixels = image.pixels.to(self.device, non_blocking=True, copy=True)
+            held += size[0] * size[1]
+            size = (self.side, self.side) if self.side else size
+            waiting[size].append((row, pixels))
+            if (len(waiting[size]) + 1) * size[0] * size[1] > budget:
+                held -= flush(size)
+            elif held > _WAITING * budget:
+                held -= flush(max(waiting, key=lambda s: len(waiting[s]) * s[0] * s[1]))
+        for size in list(waiting):
+            flush(size)
+        return result
 
-    def _describe(self, same_size: list[tuple[int, torch.Tensor]], table: np.ndarray,
-                  bar: tqdm) -> None:
-        rows = [row for row, _ in same_size]
-        images = torch.stack([image for _, image in same_size]).to(self.device)
+    def _describe(self, rows: list[int], images: list[torch.Tensor], result: ChunkResult) -> None:
+        """Describe images of one size. Where memory does not suffice, in halves."""
         try:
-            table[rows] = describe(self.model, images, self.scales, self.precision,
-                                   self.side).cpu().numpy()
-        except RuntimeError:
-            # Some networks cannot take a map of less than a pixel; the rows stay NaN, and the
-            # caller says so
-            if min(images.shape[2:]) * min(self.scales) >= _SMALL:
-                raise
-        bar.update(len(rows))
+            descriptors, local = describe_all(self.model, images, self.scales, self.local,
+                                              self.precision, self.side)
+            if self.whitening:
+                descriptors = self.whitening(descriptors)
+            if self.local_whitening:
+                local.descriptors = self.local_whitening(local.descriptors)
+            result.pieces.append((rows, descriptors, local))
+            return
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                # Some networks cannot take a map of less than a pixel; the rows stay NaN
+                side = self.side or min(images[0].shape[1:])
+                if side * self.smallest >= _SMALL:
+                    raise
+                return
+        # The error, which holds what was computed so far, is gone now
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(rows) == 1:
+            result.errors[rows[0]] = "not enough memory for {} x {} pixels".format(
+                *result.sizes[rows[0]])
+            return
+        half = len(rows) // 2
+        self._describe(rows[:half], images[:half], result)
+        self._describe(rows[half:], images[half:], result)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator raises a plain RuntimeError
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

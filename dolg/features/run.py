@@ -1,58 +1,92 @@
 """tools/infer.py's work: from a configuration to finished feature stores."""
 import hashlib
 import json
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+from torch import nn
 
 import dolg
 from dolg.core.checkpoint import load_weights
-from dolg.core.distributed import (barrier, device, is_main, local_world_size, rank,
-                                   world_size)
+from dolg.core.distributed import device, is_main
 from dolg.core.logging import say
 from dolg.core.precision import PRECISIONS
 from dolg.core.saving import best_checkpoint, newest_checkpoint
 from dolg.data.loader import worker_count
 from dolg.errors import UserError
+from dolg.features.claims import Claims
+from dolg.features.estimate import estimate
 from dolg.features.extract import Extractor
+from dolg.features.local import LocalSettings
+from dolg.features.progress import Progress
 from dolg.features.sources import ImageSource, images_of, revisited_set
 from dolg.features.store import FeatureStore, StoreWriter
 from dolg.files import file_digest
 from dolg.models import build_model
+from dolg.models.folding import fold_norms
+from dolg.search.whitening import Whitening
+from revisitop.stores import StoreError
+
+# Seconds between two looks at what other workers have done
+_LOOK_AGAIN = 1.0
 
 
 def infer(cfg) -> None:
     """Extract what INFER.DATASET and INFER.IMAGES name into stores under INFER.OUT_DIR.
 
-    Started again it computes the missing chunks only; of several processes each takes its
-    share of them.
+    Any number of workers may do so at once: each computes chunks that no other has, and all return
+    when the stores are whole. Started again they compute the missing chunks only.
     """
-    sources = _sources(cfg)
-    weights = _weights_file(cfg)
-    model = build_model(cfg)
-    say(load_weights(model, weights))
-    provenance = {**_settings(cfg), "weights_digest": file_digest(weights),
-                  "library": f"dolg {dolg.__version__}"}
-    extractor = Extractor(model.to(device(cfg.DEVICE)), cfg.INFER.SCALES, PRECISIONS[cfg.PRECISION],
-                          cfg.INFER.BATCH_SIZE,
-                          worker_count(cfg.DATA_LOADER.NUM_WORKERS, local_world_size()),
-                          cfg.INFER.MAX_PIXELS, cfg.INFER.STRICT, cfg.INFER.SIZE)
-    out_dir = Path(cfg.INFER.OUT_DIR or Path(cfg.OUT_DIR) / "features")
+    sources = _sources_of(cfg)
+    extractor, provenance = _build_extractor(cfg)
     for name, source in sources.items():
-        queries = name.endswith("/query")
-        writer = StoreWriter(out_dir / name, source.names, model.dim, cfg.INFER.CHUNK_SIZE, {
-            **provenance, "images_digest": source.digest(),
-            "cropped": queries and any(box is not None for box in source.boxes)})
-        missing = writer.missing_chunks()
-        if len(missing) < writer.num_chunks:
-            say(f"{writer.path}: {writer.num_chunks - len(missing)} of {writer.num_chunks} chunks "
-                "are there already")
-        mine = [chunk for chunk in missing if chunk % world_size() == rank()]
-        extractor.fill(writer, source, mine, progress=is_main())
-        barrier()
-        _report(writer.path)
+        writer = _open_writer(cfg, extractor, name, source, provenance)
+        if missing := writer.missing_chunks():
+            if len(missing) < writer.num_chunks:
+                say(f"{writer.path}: {writer.num_chunks - len(missing)} of {writer.num_chunks} "
+                    "chunks are there already")
+            _work(writer, source, extractor, _worker(cfg), cfg.INFER.LEASE)
+        try:
+            _report(writer.path)
+        except StoreError as error:
+            raise UserError(str(error)) from None
 
 
-def _sources(cfg) -> dict[str, ImageSource]:
-    """Store name -> images."""
+def estimate_all(cfg) -> None:
+    """Say what time, memory and disk `infer` will take."""
+    sources = _sources_of(cfg)
+    extractor, provenance = _build_extractor(cfg)
+    for name, source in sources.items():
+        writer = _open_writer(cfg, extractor, name, source, provenance)
+        say(estimate(extractor, writer, source, _worker(cfg)[1] * cfg.NUM_GPUS))
+
+
+def check_all(cfg) -> None:
+    """Say which stores are whole. Raises UserError that names what is missing of the others."""
+    problems = []
+    for name, source in _sources_of(cfg).items():
+        path = _out_dir(cfg) / name
+        try:
+            store = FeatureStore(path)
+            if store.manifest.get("images_digest") != source.digest():
+                raise StoreError(f"{path} is of other images")
+            store.verify()
+            say(f"{path} is whole: {store.count} images, {len(store.errors())} of them failed")
+        except StoreError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _out_dir(cfg) -> Path:
+    return Path(cfg.INFER.OUT_DIR or Path(cfg.OUT_DIR) / "features")
+
+
+def _sources_of(cfg) -> dict[str, ImageSource]:
+    """Store name -> images. Raises UserError where a set is missing, or none asked for."""
     sources = {}
     if cfg.INFER.DATASET:
         root = Path(cfg.INFER.DATA_DIR or cfg.DATA_DIR)
@@ -67,6 +101,87 @@ def _sources(cfg) -> dict[str, ImageSource]:
     return sources
 
 
+def _build_extractor(cfg) -> tuple[Extractor, dict]:
+    """The extractor that `cfg` asks for, with its weights, and what the manifest says of it."""
+    model = build_model(cfg)
+    local = _local_settings(cfg, model)
+    weights = _weights_file(cfg)
+    say(load_weights(model, weights))
+    whitening = local_whitening = None
+    if cfg.INFER.WHITENING:
+        whitening = Whitening.load(cfg.INFER.WHITENING, model.dim)
+    if local and cfg.INFER.LOCAL_WHITENING:
+        local_whitening = Whitening.load(cfg.INFER.LOCAL_WHITENING, model.local_dim)
+    provenance = {**_settings(cfg), "weights_digest": file_digest(weights),
+                  "library": f"dolg {dolg.__version__}"}
+    place = device(cfg.DEVICE)
+    model = fold_norms(model.eval(), torch.rand(1, 3, 96, 96)).to(
+        place, memory_format=torch.channels_last)
+    workers = worker_count(cfg.DATA_LOADER.NUM_WORKERS,
+                           int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    extractor = Extractor(model, cfg.INFER.SCALES, PRECISIONS[cfg.PRECISION],
+                          cfg.INFER.BATCH_PIXELS, workers,
+                          cfg.INFER.MAX_PIXELS, cfg.INFER.STRICT, cfg.INFER.SIZE, local,
+                          whitening, local_whitening)
+    return extractor, provenance
+
+
+def _open_writer(cfg, extractor: Extractor, name: str, source: ImageSource,
+                provenance: dict) -> StoreWriter:
+    """The store `name` of the images of `source`, to be filled."""
+    cropped = name.endswith("/query") and bool(source.boxes)
+    return StoreWriter(
+        _out_dir(cfg) / name, source.names, extractor.dim, cfg.INFER.CHUNK_SIZE,
+        {**provenance, "images_digest": source.digest(), "cropped": cropped},
+        extractor.local_dim, cfg.INFER.LOCAL_DTYPE)
+
+
+def _worker(cfg) -> tuple[int, int]:
+    """This worker's number, from 0, and how many there are: INFER.TOTAL_NUM runs of so many processes
+    each."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    number = (cfg.INFER.CUT_NUM - 1) * processes + int(os.environ.get("RANK", 0))
+    return number, cfg.INFER.TOTAL_NUM * processes
+
+
+def _work(writer: StoreWriter, source: ImageSource, extractor: Extractor,
+          worker: tuple[int, int], lease: float) -> None:
+    """Fill a store together with the other workers, until it is whole."""
+    writer.create()
+    claims = Claims(writer.path / ".claims", lease)
+    try:
+        with Progress(writer, extractor, show=is_main()) as progress:
+            def on_batch(images: int) -> None:
+                claims.renew()
+                progress.advance(images)
+
+            def on_chunk(chunk: int) -> None:
+                claims.release(chunk)
+                progress.look()
+
+            while writer.missing_chunks():
+                before = progress.mine
+                extractor.fill(writer, source, _chunks_to_do(writer, claims, *worker), on_batch,
+                               on_chunk)
+                if progress.mine == before:     # others have all that is left
+                    time.sleep(_LOOK_AGAIN)
+                    progress.look()
+        say(progress.summary())
+        writer.remove_leftovers()
+    finally:
+        claims.close(done=not writer.missing_chunks())
+
+
+def _chunks_to_do(writer: StoreWriter, claims: Claims, number: int, of: int) -> Iterator[int]:
+    """Chunks for this worker, each claimed: its share, then what is left of the others'."""
+    for chunk in sorted(writer.missing_chunks(), key=lambda chunk: chunk % of != number):
+        if not writer.is_written(chunk) and claims.take(chunk):
+            if writer.is_written(chunk):        # by one that finished in between
+                claims.release(chunk)
+            else:
+                yield chunk
+
+
 def _weights_file(cfg) -> Path:
     if cfg.TEST.WEIGHTS == "best":
         return best_checkpoint(cfg.OUT_DIR)
@@ -79,6 +194,17 @@ def _weights_file(cfg) -> Path:
     return newest
 
 
+def _local_settings(cfg, model: nn.Module) -> LocalSettings | None:
+    if not cfg.INFER.LOCAL:
+        return None
+    if not hasattr(model, "forward_local"):
+        raise UserError(f"INFER.LOCAL is True, but MODEL.ARCH {cfg.MODEL.ARCH} has no attention to "
+                        "select local features by: take delg or dolg")
+    return LocalSettings(tuple(cfg.INFER.LOCAL_SCALES), cfg.INFER.LOCAL_TOPK,
+                         cfg.INFER.LOCAL_THRESHOLD, cfg.INFER.LOCAL_OVERLAP,
+                         model.backbone.strides["stage3"])
+
+
 def _settings(cfg) -> dict:
     """What, besides the weights, decides the descriptors."""
     sections = {name: dict(cfg[name]) for name in ("MODEL", "INPUT", "TIMM", "RESNET")}
@@ -88,9 +214,17 @@ def _settings(cfg) -> dict:
     sections["MODEL"] = {key: value for key, value in sections["MODEL"].items()
                          if key != "NUM_CLASSES"}
     text = json.dumps(sections, sort_keys=True)
-    return {"scales": cfg.INFER.SCALES, "precision": cfg.PRECISION,
-            "model": f"{cfg.MODEL.ARCH} on {cfg.TIMM.NAME or f'ResNet-{cfg.MODEL.DEPTH}'}",
-            "config_digest": hashlib.sha256(text.encode()).hexdigest()}
+    settings = {"scales": cfg.INFER.SCALES, "precision": cfg.PRECISION,
+                "model": f"{cfg.MODEL.ARCH} on {cfg.TIMM.NAME or f'ResNet-{cfg.MODEL.DEPTH}'}",
+                "config_digest": hashlib.sha256(text.encode()).hexdigest()}
+    if cfg.INFER.WHITENING:
+        settings["whitening"] = file_digest(cfg.INFER.WHITENING)
+    if cfg.INFER.LOCAL and cfg.INFER.LOCAL_WHITENING:
+        settings["local_whitening"] = file_digest(cfg.INFER.LOCAL_WHITENING)
+    if cfg.INFER.LOCAL:
+        settings["local"] = {key.lower(): cfg.INFER[f"LOCAL_{key}"]
+                             for key in ("SCALES", "TOPK", "THRESHOLD", "OVERLAP")}
+    return settings
 
 
 def _report(path: Path) -> None:

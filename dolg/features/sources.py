@@ -1,32 +1,65 @@
 """Which images to extract: the queries and database of a Revisited set, a folder, a list."""
 import hashlib
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from dolg.errors import UserError
 from revisitop.groundtruth import GroundTruth, GroundTruthError, load_ground_truth
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
+Box = tuple[float, float, float, float]
+
+
+class Names(Sequence):
+    """Strings, a million of which are two arrays: no object each, and shared by forked processes."""
+
+    def __init__(self, names: Iterable[str]):
+        encoded = [os.fsencode(name) for name in names]
+        self._text = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.fsdecode(self._text[self._ends[index]:self._ends[index + 1]].tobytes())
+
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images in a fixed order: `names` in the store, files, and boxes to cut them to.
+    """Images in a fixed order.
 
-    `boxes[i]` is (x1, y1, x2, y2) in pixels, or None for the whole image.
+    Attributes:
+        names: in the store.
+        folder, files: image i is the file folder / files[i]; without `files`, folder / names[i].
+        boxes: the box (x1, y1, x2, y2), in pixels, that an image is cut to, by its index; those that
+            are not in there are whole.
     """
 
-    names: list[str]
-    paths: list[Path]
-    boxes: list[tuple[float, float, float, float] | None]
+    names: Sequence[str]
+    folder: Path
+    files: Sequence[str] | None = None
+    boxes: Mapping[int, Box] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def path(self, index: int) -> Path:
+        return self.folder / (self.names if self.files is None else self.files)[index]
+
     def digest(self) -> str:
         """SHA-256 of the names and boxes, in order."""
-        lines = (f"{name}\t{box}\n" for name, box in zip(self.names, self.boxes))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for index, name in enumerate(self.names):
+            digest.update(os.fsencode(f"{name}\t{self.boxes.get(index)}\n"))
+        return digest.hexdigest()
 
 
 def revisited_truth(root: Path, name: str, key: str) -> GroundTruth:
@@ -50,26 +83,23 @@ def revisited_set(root: Path, name: str, crop_queries: bool,
 
     Raises UserError where the folder, its ground truth or an image that this names is missing.
     """
-    truth, folder = revisited_truth(root, name, key), root / name
-    boxes = list(truth.boxes) if crop_queries else [None] * len(truth.queries)
-    parts = {"query": (truth.queries, boxes),
-             "database": (truth.images, [None] * len(truth.images))}
-    sources = {}
-    for part, (names, part_boxes) in parts.items():
-        paths = [_image_file(folder / "jpg", image) for image in names]
-        sources[part] = ImageSource(list(names), paths, part_boxes)
-    _check_present(folder / f"gnd_{name}.pkl", folder / "jpg", sources)
+    truth, folder = revisited_truth(root, name, key), root / name / "jpg"
+    sources = {
+        "query": _named(folder, truth.queries, dict(enumerate(truth.boxes)) if crop_queries else {}),
+        "database": _named(folder, truth.images, {})}
+    _check_present(root / name / f"gnd_{name}.pkl", folder, sources)
     return sources
 
 
-def _image_file(folder: Path, name: str) -> Path:
-    """The ground truth names images without .jpg; other endings are kept."""
-    return folder / (name if Path(name).suffix.lower() in SUFFIXES else f"{name}.jpg")
+def _named(folder: Path, names: list[str], boxes: dict[int, Box]) -> ImageSource:
+    """Images as a ground truth names them: without .jpg; other endings are kept."""
+    files = [name if Path(name).suffix.lower() in SUFFIXES else f"{name}.jpg" for name in names]
+    return ImageSource(list(names), folder, files, boxes)
 
 
 def _check_present(truth_file: Path, folder: Path, sources: dict[str, ImageSource]) -> None:
-    missing = [str(path.name) for source in sources.values() for path in source.paths
-               if not path.is_file()]
+    missing = [path.name for source in sources.values()
+               for path in map(source.path, range(len(source))) if not path.is_file()]
     if missing:
         more = ", ..." if len(missing) > 3 else ""
         raise UserError(f"{truth_file} names {len(missing)} images that {folder} lacks: "
@@ -83,27 +113,34 @@ def images_of(location: Path) -> ImageSource:
     are left aside. Raises UserError where nothing is there.
     """
     if location.is_dir():
-        paths = sorted(path for path in location.rglob("*") if path.suffix.lower() in SUFFIXES)
-        names = [path.relative_to(location).as_posix() for path in paths]
-        if not paths:
+        names = sorted(_images_under(location), key=lambda name: name.split("/"))
+        if not names:
             raise UserError(f"the folder {location} holds no images "
                             f"({', '.join(sorted(SUFFIXES))})")
-    elif location.is_file():
-        try:
-            lines = location.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"INFER.IMAGES {location} is neither a folder nor a text file in "
-                            f"UTF-8: {error}") from None
-        names = [line.strip() for line in lines if line.strip()]
-        if names and _has_label(names[0], location.parent):
-            names = [name.rpartition(" ")[0] for name in names]
-        paths = [location.parent / name for name in names]
-        if not names:
-            raise UserError(f"the image list {location} is empty")
-    else:
+        return ImageSource(Names(names), location)
+    if not location.is_file():
         raise UserError(f"INFER.IMAGES {location} does not exist: give a folder or a text file "
                         "with one path per line")
-    return ImageSource(names, paths, [None] * len(names))
+    try:
+        lines = location.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"INFER.IMAGES {location} is neither a folder nor a text file in "
+                        f"UTF-8: {error}") from None
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"the image list {location} is empty")
+    if _has_label(names[0], location.parent):
+        names = [name.rpartition(" ")[0] for name in names]
+    return ImageSource(Names(names), location.parent)
+
+
+def _images_under(folder: Path) -> Iterator[str]:
+    """The paths of all image files under a folder, relative to it, with / between their parts."""
+    for parent, _, files in os.walk(folder, followlinks=True):
+        inside = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if inside == "." else inside + "/"
+        yield from (prefix + file for file in files
+                    if os.path.splitext(file)[1].lower() in SUFFIXES)
 
 
 def _has_label(line: str, folder: Path) -> bool:

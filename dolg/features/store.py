@@ -4,22 +4,73 @@
     chunk-000000.safetensors    images 0 .. chunk_size - 1 of the list
         global   float32 (n,D)  descriptors; NaN where the image failed
         status   uint8 (n,)     0: fine, 1: failed
-        metadata "images"       JSON {"names": [...], "errors": {"row": "reason"}}
+        metadata "images"       JSON {"names": [...], "errors": {"row": "reason"},
+                                "digest": SHA-256 of all tensors' bytes, by name}
+      and with local features, image after image, the highest attention first:
+        local_offsets      int64 (n+1,)     image i's are local_offsets[i] .. local_offsets[i + 1] - 1
+        local_descriptors  float16 or int8 (N,C)    unit vectors; int8: times 127 / local_peaks
+        local_peaks        float16 (N,)     with int8: the largest entry of each, without its sign
+        local_xy           float32 (N,2)    columns and rows in pixels of the original image
+        local_scales       float32 (N,)     of the image at which each was found
+        local_scores       float32 (N,)     attention
 
 Image i lies in chunk i // chunk_size, row i % chunk_size, whoever computed it.
 """
+import hashlib
 import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 import revisitop.stores
 from dolg.errors import UserError
 from dolg.files import write_atomically
+from revisitop.stores import StoreError
 
 FORMAT, VERSION = "dolg-feature-store", 1
 FAILED = 1
+# int8 descriptors are from -127 to 127; what divides them is no less than float16's least number
+_LEVELS, _LEAST = 127, 2.0 ** -24
+
+
+@dataclass
+class LocalTable:
+    """Local features of n images, image after image.
+
+    Attributes:
+        offsets: (n+1,) int64; image i's are rows offsets[i] .. offsets[i + 1] - 1.
+        descriptors: (N,C) float32, of unit length.
+        xy: (N,2) float32, columns and rows in pixels of the original image.
+        scales, scores: (N,) float32, the scale each was found at, and its attention.
+    """
+
+    offsets: np.ndarray
+    descriptors: np.ndarray
+    xy: np.ndarray
+    scales: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def joined(cls, images: Sequence[tuple[np.ndarray, ...]]) -> "LocalTable":
+        """Of descriptors, xy, scales and scores of each image; there may be none of some."""
+        dim = max((part[0].shape[1] for part in images), default=0)
+        offsets = np.cumsum([0, *(len(part[0]) for part in images)])
+        shapes = ((0, dim), (0, 2), (0,), (0,))
+        parts = ([part[i] for part in images if len(part[0])] or [np.empty(shape)]
+                 for i, shape in enumerate(shapes))
+        return cls(offsets, *(np.concatenate(part).astype(np.float32) for part in parts))
+
+    def of_images(self, start: int, stop: int) -> "LocalTable":
+        """The features of images start .. stop - 1."""
+        offsets = self.offsets[start:stop + 1]
+        part = slice(int(offsets[0]), int(offsets[-1]))
+        return LocalTable(offsets - offsets[0], self.descriptors[part], self.xy[part],
+                          self.scales[part], self.scores[part])
 
 
 class DescriptorChunks:
@@ -57,31 +108,98 @@ class FeatureStore(revisitop.stores.Store):
         """All descriptors, streamed by chunk."""
         return DescriptorChunks(self)
 
+    def verify(self) -> None:
+        """Read all chunks. Raises StoreError for one that is damaged, or not as its status says."""
+        for index in range(self.num_chunks):
+            chunk = self.chunk(index)
+            fine = np.isfinite(chunk.descriptors).all(axis=1)
+            if not fine[chunk.status == 0].all():
+                row = int(np.flatnonzero(~fine & (chunk.status == 0))[0])
+                raise self.not_finite(index * self.chunk_size + row)
+            try:
+                digest = _digest(load_file(chunk.file))
+            except SafetensorError as error:
+                raise StoreError(f"{chunk.file} is damaged ({error}); delete it and extract "
+                                 "again") from None
+            if chunk.digest not in (None, digest):
+                raise StoreError(f"{chunk.file} is damaged: its contents have another digest than "
+                                 "when it was written; delete it and extract again")
+
+    def reasons(self) -> dict[int, str]:
+        """The reason of each row whose image failed."""
+        failed = np.flatnonzero(self.status).tolist()
+        return {row: reason for row, (_, reason) in zip(failed, self.errors(), strict=True)}
+
+    @property
+    def local_dim(self) -> int:
+        """Dimensions of the local features; 0 where there are none."""
+        return self.manifest.get("local_dim", 0)
+
+    def local(self, index: int) -> LocalTable:
+        """The local features of one image. Raises UserError where the store has none."""
+        return self._local(index // self.chunk_size, index % self.chunk_size, 1)
+
+    def local_chunks(self) -> Iterator[np.ndarray]:
+        """The descriptors (N,C), float32, of all local features, chunk by chunk. Raises UserError
+        where the store has none."""
+        self._check_local()
+        for index in range(self.num_chunks):
+            yield self._local(index, 0, len(self.chunk(index).status)).descriptors
+
+    def _check_local(self) -> None:
+        if not self.local_dim:
+            raise UserError(f"the store {self.path} has no local features: extract them with "
+                            "INFER.LOCAL True")
+
+    def _local(self, chunk: int, row: int, count: int) -> LocalTable:
+        """Of `count` images from a row of a chunk on."""
+        self._check_local()
+        chunk = self.chunk(chunk)
+        offsets = chunk.tensor("local_offsets", ("I64",), (len(chunk.status) + 1,))
+        total, offsets = int(offsets[-1]), offsets[row:row + count + 1]
+        part = slice(int(offsets[0]), int(offsets[-1]))
+        descriptors = chunk.tensor("local_descriptors", ("F16", "I8"),
+                                   (total, self.local_dim))[part].astype(np.float32)
+        if self.manifest["local_dtype"] == "int8":
+            peaks = chunk.tensor("local_peaks", ("F16",), (total,))[part, None]
+            descriptors *= peaks.astype(np.float32) / _LEVELS
+        xy, scales, scores = (chunk.tensor(f"local_{name}", ("F32",), shape)[part] for name, shape in
+                              (("xy", (total, 2)), ("scales", (total,)), ("scores", (total,))))
+        return LocalTable(offsets - offsets[0], descriptors, xy, scales, scores)
+
 
 class StoreWriter:
     """Fills a store chunk by chunk; opened again, it knows what is missing.
 
     Args:
-        path: the folder, made if it is not there.
+        path: the folder; `create` makes it.
         names: the images, in order.
         dim, chunk_size: of the descriptors, and images per chunk.
+        local_dim, local_dtype: of the local features, with 0: none, and "float16" or "int8".
         provenance: what made the descriptors (settings, digests), recorded in the manifest.
 
     Raises UserError where `path` holds a store of other images or settings, naming them.
     """
 
-    def __init__(self, path: str | Path, names: list[str], dim: int, chunk_size: int,
-                 provenance: dict):
+    def __init__(self, path: str | Path, names: Sequence[str], dim: int, chunk_size: int,
+                 provenance: dict, local_dim: int = 0, local_dtype: str = "float16"):
         self.path, self.names, self.dim, self.chunk_size = Path(path), names, dim, chunk_size
+        self.local_dim, self.local_dtype = local_dim, local_dtype
         manifest = {"format": FORMAT, "version": VERSION, "count": len(names), "dim": dim,
                     "chunk_size": chunk_size, **provenance}
+        if local_dim:
+            manifest.update(local_dim=local_dim, local_dtype=local_dtype)
         # As JSON gives it back, so that tuples and lists compare equal
-        manifest = json.loads(json.dumps(manifest))
-        file = self.path / "manifest.json"
-        if file.exists():
-            self._check_same(file, manifest)
+        self.manifest = json.loads(json.dumps(manifest))
+        self._file = self.path / "manifest.json"
+        self._check_same()
+
+    def create(self) -> None:
+        """Make the folder and its manifest, if they are not there."""
+        if self._file.exists():
+            self._check_same()      # another may have made it since
         else:
-            write_atomically(file, json.dumps(manifest, indent=1) + "\n")
+            write_atomically(self._file, json.dumps(self.manifest, indent=1) + "\n")
 
     @property
     def num_chunks(self) -> int:
@@ -95,28 +213,58 @@ class StoreWriter:
         start = index * self.chunk_size
         return range(start, min(start + self.chunk_size, len(self.names)))
 
+    def is_written(self, index: int) -> bool:
+        """Whether a chunk is there."""
+        return self.chunk_file(index).exists()
+
     def missing_chunks(self) -> list[int]:
         """The chunks that are still to be computed."""
-        return [i for i in range(self.num_chunks) if not self.chunk_file(i).exists()]
+        there = set(os.listdir(self.path)) if self.path.exists() else set()
+        return [i for i in range(self.num_chunks) if self.chunk_file(i).name not in there]
 
-    def write_chunk(self, index: int, descriptors: np.ndarray, errors: dict[int, str]) -> None:
+    def count_written(self) -> int:
+        """Images in the chunks that are there."""
+        missing = sum(len(self.rows(index)) for index in self.missing_chunks())
+        return len(self.names) - missing
+
+    def write_chunk(self, index: int, descriptors: np.ndarray, errors: dict[int, str],
+                    local: LocalTable | None = None) -> None:
         """Write a chunk's descriptors (n,D); `errors` gives the reason for each failed row."""
+        self.create()
         rows = self.rows(index)
         assert descriptors.shape == (len(rows), self.dim), (descriptors.shape, len(rows), self.dim)
+        assert (local is not None) == bool(self.local_dim)
         table, status = np.array(descriptors, np.float32), np.zeros(len(rows), np.uint8)
         for row in errors:
             table[row], status[row] = np.nan, FAILED
+        tensors = {"global": table, "status": status}
+        if local is not None:
+            tensors.update(_local_tensors(local, self.local_dtype))
+        # safetensors writes the memory that a view is of
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         images = {"names": [self.names[i] for i in rows],
-                  "errors": {str(row): errors[row] for row in sorted(errors)}}
+                  "errors": {str(row): errors[row] for row in sorted(errors)},
+                  "digest": _digest(tensors)}
         # One metadata entry: safetensors writes several in no fixed order, and equal chunks
         # are to be equal files
-        write_atomically(self.chunk_file(index), save(
-            {"global": table, "status": status}, metadata={"images": json.dumps(images)}))
+        content = save(tensors, metadata={"images": json.dumps(images)})
+        try:
+            write_atomically(self.chunk_file(index), content)
+        except FileNotFoundError:
+            if not self.is_written(index):      # else another worker did, and tidied up
+                raise
 
-    @staticmethod
-    def _check_same(file: Path, manifest: dict) -> None:
+    def remove_leftovers(self) -> None:
+        """Remove what killed workers left half-written; for a store that is whole."""
+        for file in self.path.glob(".chunk-*.tmp"):
+            file.unlink(missing_ok=True)
+
+    def _check_same(self) -> None:
+        file, manifest = self._file, self.manifest
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read ({error}): delete the folder") from None
         changed = [f"{key} was {_short(before.get(key))}, is {_short(manifest.get(key))}"
@@ -125,6 +273,26 @@ class StoreWriter:
         if changed:
             raise UserError(f"{file.parent} was made by other settings: {'; '.join(changed)}. "
                             "Give another INFER.OUT_DIR, or delete that folder")
+
+
+def _digest(tensors: dict[str, np.ndarray]) -> str:
+    """SHA-256 of all tensors' bytes, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name])
+    return digest.hexdigest()
+
+
+def _local_tensors(local: LocalTable, dtype: str) -> dict[str, np.ndarray]:
+    tensors = {"local_offsets": local.offsets.astype(np.int64), "local_xy": local.xy,
+               "local_scales": local.scales, "local_scores": local.scores}
+    if dtype == "float16":
+        return {**tensors, "local_descriptors": local.descriptors.astype(np.float16)}
+    # Rounded first, so that what divides is what will multiply
+    peaks = np.abs(local.descriptors).max(axis=1, initial=0).astype(np.float16)
+    levels = local.descriptors * (_LEVELS / np.maximum(peaks, _LEAST)[:, None].astype(np.float32))
+    return {**tensors, "local_peaks": peaks,
+            "local_descriptors": levels.round().clip(-_LEVELS, _LEVELS).astype(np.int8)}
 
 
 def _short(value) -> str:

@@ -30,10 +30,16 @@ class DELG(nn.Module):
         self.attention = SpatialAttention(backbone.channels["stage3"], local_dim, bn_eps,
                                           bn_momentum)
         self.dim, self.dims = dim, {"global": dim, "local": local_dim}
-        self.input_spec = backbone.input_spec
+        self.local_dim, self.input_spec = local_dim, backbone.input_spec
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = self.backbone(images)
+        return {"global": self.fc(self.pool(maps["stage4"])), **self._attend(maps)}
+
+    def forward_local(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`local` and `attention` alone, without the backbone's last stage."""
+        return self._attend(self.backbone(images, last="stage3"))
+
+    def _attend(self, maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         local, attention = self.attention(maps["stage3"].detach())
-        return {"global": self.fc(self.pool(maps["stage4"])), "local": local,
-                "attention": attention}
+        return {"local": local, "attention": attention}

@@ -34,16 +34,25 @@ class DOLG(nn.Module):
         self.attention = SpatialAttention(c3, c3, bn_eps, bn_momentum)
         self.fc = nn.Linear(2 * c3, dim)
         self.dim, self.dims = dim, {"global": dim}
-        self.input_spec = backbone.input_spec
+        self.local_dim, self.input_spec = c3, backbone.input_spec
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = self.backbone(images)
-        local, attention = self.attention(self.multi_atrous(maps["stage3"]))
+        outputs = self._attend(maps)
         global_ = self.fc_global(self.pool(maps["stage4"]))
         # Projecting is linear, so the mean over positions may be taken before it: one vector
         # instead of a map, with the same result
-        fused = torch.cat([global_, orthogonal_part(local.mean(dim=(2, 3)), global_)], dim=1)
-        return {"global": self.fc(fused), "local": local, "attention": attention}
+        local = outputs["local"].mean(dim=(2, 3))
+        fused = torch.cat([global_, orthogonal_part(local, global_)], dim=1)
+        return {"global": self.fc(fused), **outputs}
+
+    def forward_local(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`local` and `attention` alone, without the backbone's last stage."""
+        return self._attend(self.backbone(images, last="stage3"))
+
+    def _attend(self, maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        local, attention = self.attention(self.multi_atrous(maps["stage3"]))
+        return {"local": local, "attention": attention}
 
 
 def orthogonal_part(vectors: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:

@@ -63,14 +63,14 @@ def photos(tmp_path_factory):
 
 
 def _extractor(model, **changes):
-    settings = {"scales": SCALES, "precision": torch.float32, "batch_size": 4, "workers": 0,
+    settings = {"scales": SCALES, "precision": torch.float32, "batch_pixels": 40_000, "workers": 0,
                 "max_pixels": 10 ** 8, "strict": False, **changes}
     return Extractor(model, **settings)
 
 
 def _fill(model, source, path, chunk_size=5, **changes):
     writer = StoreWriter(path, source.names, model.dim, chunk_size, {"scales": SCALES})
-    _extractor(model, **changes).fill(writer, source, writer.missing_chunks(), progress=False)
+    _extractor(model, **changes).fill(writer, source, writer.missing_chunks())
     return FeatureStore(path)
 
 
@@ -111,7 +111,7 @@ def test_names_are_in_order_and_failures_have_reasons(model, photos, tmp_path):
     assert dict(store.errors())["text.jpg"] == "not an image"
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"workers": 2}, {"batch_size": 7}])
+@pytest.mark.parametrize("changes", [{"batch_pixels": 1}, {"workers": 2}, {"batch_pixels": 10**9}])
 def test_batches_and_workers_do_not_matter(model, photos, tmp_path, changes):
     one = np.asarray(_fill(model, images_of(photos), tmp_path / "a").global_descriptors())
     two = np.asarray(_fill(model, images_of(photos), tmp_path / "b",
@@ -129,6 +129,66 @@ def test_bf16_is_close(model, photos):
     assert 1 - 1e-3 < float((exact * rough).sum()) < 1 - 1e-9
 
 
+def test_bf16_in_batches_is_what_it_is_one_by_one(model, photos, tmp_path):
+    one, many = (_fill(model, images_of(photos), tmp_path / str(pixels), precision=torch.bfloat16,
+                       batch_pixels=pixels) for pixels in (1, 10 ** 9))
+    fine = np.flatnonzero(one.status == 0)
+    assert ((one.rows(fine) * many.rows(fine)).sum(axis=1) > 0.9999).all()
+
+
+class _Limited(torch.nn.Module):
+    """A network on a device with little memory."""
+
+    def __init__(self, model, most):
+        super().__init__()
+        self.model, self.most, self.batches = model, most, []
+        self.dim, self.input_spec = model.dim, model.input_spec
+
+    def forward(self, images):
+        self.batches.append(len(images))
+        if images[:, 0].numel() > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.model(images)
+
+
+def test_where_memory_does_not_suffice_batches_are_split(model, photos, tmp_path):
+    whole = _fill(model, images_of(photos), tmp_path / "whole")
+    limited = _Limited(model, 2 * 91 * 68)      # two images at 1.4142 times their size
+    store = _fill(limited, images_of(photos), tmp_path / "split", batch_pixels=10 ** 9)
+    assert max(limited.batches) > 2
+    reasons = store.reasons()
+    assert set(whole.reasons()) == set(reasons)
+    fine = np.flatnonzero(store.status == 0)
+    assert len(fine) == 21 and ((whole.rows(fine) * store.rows(fine)).sum(axis=1) > 1 - 1e-6).all()
+    tiny = _fill(_Limited(model, 91 * 68), images_of(photos), tmp_path / "tiny")
+    large = {name for name in tiny.names if cv2.imdecode(
+        np.fromfile(photos / name, np.uint8), cv2.IMREAD_COLOR) is not None} - {
+        name for name, status in zip(tiny.names, tiny.status) if status == 0}
+    assert len(large) == 5      # of 56 x 80 pixels
+    assert dict(tiny.errors())[min(large)] == "not enough memory for 56 x 80 pixels"
+
+
+def test_images_of_all_sizes_share_a_batch_where_all_become_squares(model, photos, tmp_path):
+    limited = _Limited(model, 10 ** 9)
+    store = _fill(limited, images_of(photos), tmp_path / "a", chunk_size=100, side=32, scales=[1.0],
+                  batch_pixels=10 ** 9)
+    assert limited.batches == [21]
+    one = _fill(model, images_of(photos), tmp_path / "b", side=32, scales=[1.0], batch_pixels=1)
+    fine = np.flatnonzero(one.status == 0)
+    assert ((one.rows(fine) * store.rows(fine)).sum(axis=1) > 1 - 1e-6).all()
+
+
+def test_decoded_images_do_not_pile_up(model, tmp_path):
+    """Every image of another size: no batch fills, and yet memory is bounded."""
+    for number in range(40):
+        cv2.imwrite(str(tmp_path / f"{number:02d}.png"), np.zeros((40, 20 + number, 3), np.uint8))
+    limited, seen = _Limited(model, 10 ** 9), []
+    extractor = _extractor(limited, scales=[1.0], batch_pixels=3000)
+    extractor.table(images_of(tmp_path), range(40), on_batch=lambda n: seen.append(len(limited.batches)))
+    assert limited.batches == [1] * 40      # each described alone, and not all at the end
+    assert seen == list(range(1, 41))
+
+
 def test_average_of_scales_is_of_unit_vectors():
     small, large = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1000.0]])
     expected = torch.tensor([[0.5 ** 0.5, 0.5 ** 0.5]])
@@ -137,7 +197,8 @@ def test_average_of_scales_is_of_unit_vectors():
 
 def test_boxes_cut_the_queries(model, photos, tmp_path):
     path, box = photos / "photo.00 ü.jpg", (3.7, 5.2, 40.9, 60.0)
-    source = ImageSource(["whole", "cut", "nothing"], [path] * 3, [None, box, (9.1, 9, 9.9, 20)])
+    source = ImageSource(["whole", "cut", "nothing"], path.parent, [path.name] * 3,
+                         {1: box, 2: (9.1, 9, 9.9, 20)})
     store = _fill(model, source, tmp_path / "store")
     table = np.asarray(store.global_descriptors())
     assert table[0] @ _slow_descriptor(model, path) > 1 - 1e-6
@@ -171,7 +232,7 @@ def test_squares_as_cgd_describes_them(photos, tmp_path, antialias):
         "8", "INPUT.ANTIALIAS", antialias, "INPUT.MEAN", "[0.4, 0.5, 0.6]", "INPUT.SD",
         "[0.2, 0.3, 0.4]"])).eval()
     name = "photo.00 ü.jpg"
-    store = _fill(network, ImageSource([name], [photos / name], [None]), tmp_path / "store",
+    store = _fill(network, ImageSource([name], photos), tmp_path / "store",
                   scales=[1.0], side=32)
     pixels = read_image(photos / name).permute(1, 2, 0).numpy()
     if antialias == "True":
@@ -188,7 +249,7 @@ def test_squares_as_cgd_describes_them(photos, tmp_path, antialias):
 def test_an_image_too_small_for_the_network_fails_alone(photos, tmp_path):
     names = ["tiny.png", "photo.00 ü.jpg"]
     cv2.imwrite(str(tmp_path / "tiny.png"), np.zeros((9, 12, 3), np.uint8))
-    source = ImageSource(names, [tmp_path / "tiny.png", photos / names[1]], [None, None])
+    source = ImageSource(names, Path("/"), [str(tmp_path / "tiny.png"), str(photos / names[1])])
     network = build_model(load_cfg(None, ["MODEL.ARCH", "gem", "MODEL.TYPE", "timm", "TIMM.NAME",
                                           "convnext_atto", "MODEL.HEADS.REDUCTION_DIM", "0"]))
     store = _fill(network, source, tmp_path / "store")
@@ -200,7 +261,7 @@ def test_a_chunk_is_whole_or_absent_and_the_rest_is_resumed(model, photos, tmp_p
     whole = _fill(model, source, tmp_path / "whole")
     writer = StoreWriter(tmp_path / "part", source.names, model.dim, 5, {"scales": SCALES})
     assert writer.num_chunks == 5 and list(writer.rows(4)) == [20, 21, 22]
-    _extractor(model).fill(writer, source, [3, 1], progress=False)
+    _extractor(model).fill(writer, source, [3, 1])
     assert writer.missing_chunks() == [0, 2, 4]
     with pytest.raises(StoreError):
         list(FeatureStore(tmp_path / "part").global_descriptors())
@@ -213,7 +274,7 @@ def test_a_chunk_is_whole_or_absent_and_the_rest_is_resumed(model, photos, tmp_p
 
 def test_a_store_of_other_settings_is_refused(tmp_path):
     names = ["a", "b"]
-    StoreWriter(tmp_path / "s", names, 4, 5, {"scales": [1.0]})
+    StoreWriter(tmp_path / "s", names, 4, 5, {"scales": [1.0]}).create()
     StoreWriter(tmp_path / "s", names, 4, 5, {"scales": (1.0,)})
     for changes in [(["a"], 4, 5, [1.0]), (names, 8, 5, [1.0]), (names, 4, 6, [1.0]),
                     (names, 4, 5, [0.5])]:
@@ -234,7 +295,7 @@ def _command(weights, photos, out_dir):
     return ["tools/infer.py", "--cfg", "configs/quickstart.yaml", "RESNET.STEM_WIDTH", "8",
             "MODEL.HEADS.REDUCTION_DIM", "16", "INFER.DATASET", "", "TEST.WEIGHTS", weights,
             "INFER.IMAGES", photos, "INFER.OUT_DIR", out_dir, "INFER.CHUNK_SIZE", "2",
-            "INFER.BATCH_SIZE", "2"]
+            "INFER.BATCH_PIXELS", "20000"]
 
 
 def test_killed_and_started_again_the_store_is_the_same(weights, photos, tmp_path):
@@ -290,8 +351,8 @@ def test_a_revisited_set(photos, tmp_path):
     cropped = revisited_set(tmp_path, "mini", crop_queries=True)
     assert cropped["query"].names == ["image0", "image1"]
     assert tuple(cropped["query"].boxes[0]) == (2.5, 3, 40, 50.9)
-    assert cropped["database"].boxes == [None] * 9
-    assert revisited_set(tmp_path, "mini", crop_queries=False)["query"].boxes == [None, None]
+    assert not cropped["database"].boxes and len(cropped["database"]) == 9
+    assert not revisited_set(tmp_path, "mini", crop_queries=False)["query"].boxes
 
 
 def test_infer_makes_query_and_database(run_tool, weights, photos, tmp_path):
@@ -317,8 +378,8 @@ def test_infer_makes_query_and_database(run_tool, weights, photos, tmp_path):
 def test_lists_and_folders(tmp_path, photos):
     (tmp_path / "list.txt").write_text("b.jpg\n\nsub/a b.jpg\n")
     source = images_of(tmp_path / "list.txt")
-    assert source.names == ["b.jpg", "sub/a b.jpg"]
-    assert source.paths[1] == tmp_path / "sub" / "a b.jpg"
+    assert list(source.names) == ["b.jpg", "sub/a b.jpg"]
+    assert source.path(1) == tmp_path / "sub" / "a b.jpg"
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "empty").mkdir()
     for location, message in [("empty.txt", "is empty"), ("empty", "holds no images"),
@@ -327,7 +388,8 @@ def test_lists_and_folders(tmp_path, photos):
             images_of(tmp_path / location)
     # A training list will do: its labels are no part of the paths
     (photos / "labelled.txt").write_text("photo.00 ü.jpg 3\nsub dir/photo.01 ü.jpg 0\n")
-    assert images_of(photos / "labelled.txt").names == ["photo.00 ü.jpg", "sub dir/photo.01 ü.jpg"]
+    assert list(images_of(photos / "labelled.txt").names) == ["photo.00 ü.jpg",
+                                                              "sub dir/photo.01 ü.jpg"]
     (tmp_path / "img 7").write_bytes(b"")
     (tmp_path / "numbered.txt").write_text("img 7\n")
-    assert images_of(tmp_path / "numbered.txt").names == ["img 7"]
+    assert list(images_of(tmp_path / "numbered.txt").names) == ["img 7"]

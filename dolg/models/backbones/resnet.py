@@ -97,7 +97,7 @@ class ResNet(nn.Module):
         recompute: do not keep the blocks' activations for the backward pass.
 
     `forward(images (B,3,H,W))` gives the maps "stage3" and "stage4", by default of
-    (B,C3,H/16,W/16) and (B,C4,H/32,W/32). Raises UserError for an unknown depth or block.
+    (B,C3,H/16,W/16) and (B,C4,H/32,W/32); with `last` "stage3" the first alone. Raises UserError for an unknown depth or block.
     """
 
     input_spec = PYCLS
@@ -156,10 +156,12 @@ class ResNet(nn.Module):
             if hasattr(module, "last_norm"):
                 nn.init.zeros_(getattr(module, module.last_norm).weight)
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, images: torch.Tensor, last: str = "stage4") -> dict[str, torch.Tensor]:
         x = self._stage(self.s2, self._stage(self.s1, self.stem(images)))
-        stage3 = self._stage(self.s3, x)
-        return {"stage3": stage3, "stage4": self._stage(self.s4, stage3)}
+        maps = {"stage3": self._stage(self.s3, x)}
+        if last == "stage4":
+            maps["stage4"] = self._stage(self.s4, maps["stage3"])
+        return maps
 
     def _stage(self, blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
         if not (self.recompute and torch.is_grad_enabled()):

@@ -64,7 +64,8 @@ class TimmBackbone(nn.Module):
         own = {flat_key(key) for key in self.body.state_dict()}
         return {key for key in full.state_dict() if flat_key(key) not in own}
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, images: torch.Tensor, last: str = "stage4") -> dict[str, torch.Tensor]:
+        # timm computes all stages, whatever the `last` that is needed
         if self._channels_last:
             # Swin takes whole patches of 4 pixels; zero is the mean colour
             images = F.pad(images, (0, -images.shape[3] % 4, 0, -images.shape[2] % 4))

@@ -1,0 +1,79 @@
+"""What an extraction will take, from a few of its images."""
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dolg.features.extract import Extractor
+from dolg.features.sources import ImageSource
+from dolg.features.store import StoreWriter
+
+# Images tried: some before the clock starts, and at most so many, or so many seconds of them, after
+_WARM_UP, _TRIED, _SECONDS = 2, 64, 60
+_PART = 8
+
+
+def estimate(extractor: Extractor, writer: StoreWriter, source: ImageSource, workers: int) -> str:
+    """Time, memory and disk that a store will take of `workers` like this one, in a few lines.
+
+    Describes images evenly spread over the list; nothing is written.
+    """
+    missing = len(source) - writer.count_written()
+    looked_at = np.linspace(0, len(source) - 1, min(_WARM_UP + _TRIED, len(source))).astype(int)
+    seconds, tried, failed = 0.0, 0, 0
+    extractor.table(source, looked_at[:_WARM_UP].tolist())
+    with tqdm(total=len(looked_at) - _WARM_UP, desc=f"trying {writer.path.name}", unit="image",
+              leave=False, disable=None) as bar:
+        for part in np.array_split(looked_at[_WARM_UP:], max(1, len(looked_at) // _PART)):
+            if len(part) and seconds < _SECONDS:
+                start = time.perf_counter()
+                table = extractor.table(source, part.tolist(), on_batch=bar.update)
+                seconds += time.perf_counter() - start
+                tried += len(part)
+                failed += int(np.isnan(table[:, 0]).sum())
+    rate = tried / seconds if tried else float("nan")
+    disk = missing * _bytes_per_image(extractor, writer, source)
+    lines = [f"{writer.path}: {missing} of {len(source)} images to do",
+             f"  time    {_duration(missing / rate / workers)} with {workers} worker(s) like this one, "
+             f"at {rate:.1f} images/s each ({tried} images tried, {failed} failed)",
+             f"  memory  {_gigabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)} a "
+             f"worker{_gpu_memory(extractor.device)}",
+             f"  disk    {_gigabytes(disk)}, {_gigabytes(_free(writer.path))} free"]
+    return "\n".join(lines)
+
+
+def _bytes_per_image(extractor: Extractor, writer: StoreWriter, source: ImageSource) -> float:
+    """The most that an image takes in a store, with its name."""
+    sample = [len(source.names[index]) for index in range(0, len(source), -(-len(source) // 1000))]
+    size = 4 * writer.dim + 1 + float(np.mean(sample)) + 4
+    if extractor.local:
+        entry = {"float16": 2, "int8": 1}[writer.local_dtype]
+        size += 8 + extractor.local.topk * (entry * writer.local_dim + 16)
+    return size
+
+
+def _gpu_memory(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    return f", {_gigabytes(torch.cuda.max_memory_allocated(device))} of its GPU"
+
+
+def _free(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if not seconds < 1e9:
+        return "unknown"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60:.0f} s"
