@@ -17,6 +17,6 @@ setup(
     packages=find_packages(include=["dolg", "dolg.*", "revisitop", "revisitop.*"]),
     package_data={"dolg.report": ["*.j2"]},
     install_requires=[line for line in LINES if line and not line.startswith(("-", "#"))],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3"], "pml": ["pytorch-metric-learning>=2.0"],
-                    "formats": ["h5py>=3", "protobuf>=4"]},
+    extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "h5py>=3", "protobuf>=4"],
+                    "pml": ["pytorch-metric-learning>=2.0"], "formats": ["h5py>=3", "protobuf>=4"]},
 )

@@ -102,6 +102,8 @@ def test_values_are_read_as_their_type(key, text, value):
     (["OPTIM.LR_POLICY", "steps", "OPTIM.STEPS", "[30]"], ["the first 0"]),
     (["INFER.SCALES", "[]"], ["numbers above 0"]),
     (["LOG_PERIOD", "0"], ["at least 1"]),
+    (["INFER.LOCAL", "True", "INFER.SIZE", "224"], ["set INFER.SIZE to 0"]),
+    (["INFER.CUT_NUM", "3", "INFER.TOTAL_NUM", "2"], ["numbered from 1 to TOTAL_NUM"]),
     (["OUT_DIR"], ["pairs of KEY VALUE", "'OUT_DIR' has no value"]),
 ])
 def test_mistakes_are_explained_in_one_line(options, messages):

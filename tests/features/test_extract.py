@@ -179,14 +179,26 @@ def test_images_of_all_sizes_share_a_batch_where_all_become_squares(model, photo
 
 
 def test_decoded_images_do_not_pile_up(model, tmp_path):
-    """Every image of another size: no batch fills, and yet memory is bounded."""
+    """Every image of another size: no batch fills, and yet few wait."""
     for number in range(40):
         cv2.imwrite(str(tmp_path / f"{number:02d}.png"), np.zeros((40, 20 + number, 3), np.uint8))
-    limited, seen = _Limited(model, 10 ** 9), []
-    extractor = _extractor(limited, scales=[1.0], batch_pixels=3000)
-    extractor.table(images_of(tmp_path), range(40), on_batch=lambda n: seen.append(len(limited.batches)))
-    assert limited.batches == [1] * 40      # each described alone, and not all at the end
-    assert seen == list(range(1, 41))
+    extractor, waiting = _extractor(model, scales=[1.0], batch_pixels=5000), [0]
+    decoded, counts = extractor.decoded, []
+
+    def counted(*args):
+        for image in decoded(*args):
+            waiting[0] += 1
+            counts.append(waiting[0])
+            yield image
+
+    def described(images):
+        waiting[0] -= images
+
+    extractor.decoded = counted
+    table = extractor.table(images_of(tmp_path), range(40), on_batch=described)
+    assert np.isfinite(table).all() and waiting == [0]
+    # 4 times 5000 pixels are the first 18 images; all would have waited for others of their size
+    assert 10 < max(counts) <= 19
 
 
 def test_average_of_scales_is_of_unit_vectors():

@@ -2,6 +2,7 @@
 import pickle
 import struct
 
+import h5py
 import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
@@ -48,8 +49,6 @@ def _again(path, tmp_path, **options) -> FeatureStore:
 
 @pytest.mark.parametrize("ending", [".pickle", ".pkl", ".npy", ".h5", ".hdf5"])
 def test_out_and_in_again(table, tmp_path, ending):
-    if ending in (".h5", ".hdf5"):
-        pytest.importorskip("h5py", reason="h5py, which is optional, is not installed")
     export_store(_store(tmp_path / "s", table), tmp_path / f"f{ending}")
     store = _again(tmp_path / f"f{ending}", tmp_path)
     order = [store.names.index(name) for name in NAMES]     # HDF5 has its own
@@ -103,7 +102,6 @@ def test_local_features_of_the_original_delg(tmp_path):
 
 
 def test_hdf5_is_hlocs(table, tmp_path):
-    h5py = pytest.importorskip("h5py", reason="h5py, which is optional, is not installed")
     local = _local(np.random.default_rng(0), [2, 0, 3, 1])
     export_store(_store(tmp_path / "s", table, failed=[3], local=local), tmp_path / "f.h5")
     with h5py.File(tmp_path / "f.h5") as file:
@@ -136,7 +134,6 @@ def _datum(vector: np.ndarray) -> bytes:
 
 def test_tensorflow_delg(table, tmp_path):
     """Files written byte by byte, after the .proto files of tensorflow/models."""
-    pytest.importorskip("google.protobuf", reason="protobuf, which is optional, is not installed")
     local = _local(np.random.default_rng(0), [2, 0])
     folder = tmp_path / "delg"
     (folder / "sub").mkdir(parents=True)

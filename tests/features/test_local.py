@@ -1,12 +1,14 @@
 """Local features: the selection, against the original's procedure step by step; the store."""
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from dolg.config import load_cfg
 from dolg.errors import UserError
-from dolg.features.extract import describe, describe_all
+from dolg.features.extract import Extractor, describe, describe_all
 from dolg.features.local import LocalSettings, select_local
+from dolg.features.sources import ImageSource
 from dolg.features.store import FeatureStore, LocalTable, StoreWriter
 from dolg.models import build_model
 
@@ -109,10 +111,13 @@ def test_both_in_one_pass_are_what_each_is_alone(model):
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     settings = LocalSettings((0.5, 1.0, 2.0), 30)
     calls = []
-    hook = model.backbone.s3.register_forward_hook(lambda *_: calls.append(1))
+    hooks = [getattr(model.backbone, stage).register_forward_hook(
+        lambda *_, stage=stage: calls.append(stage)) for stage in ("s3", "s4")]
     both = describe_all(model, images, [0.7071, 1.0], settings)
-    hook.remove()
-    assert len(calls) == 4      # 1.0 is wanted by both, and passes once
+    for hook in hooks:
+        hook.remove()
+    assert calls.count("s3") == 4       # 1.0 is wanted by both, and passes once
+    assert calls.count("s4") == 2       # local features do without
     torch.testing.assert_close(both[0], describe(model, images, [0.7071, 1.0]))
     nothing, local = describe_all(model, images, [], settings)
     assert nothing is None
@@ -120,6 +125,24 @@ def test_both_in_one_pass_are_what_each_is_alone(model):
         torch.testing.assert_close(getattr(both[1], name), value)
     assert local.counts.tolist() == [30, 30]
     assert local.xy[:, 0].max() < 96 and local.xy[:, 1].max() < 64
+
+
+def test_locations_are_those_of_the_whole_image(model, tmp_path):
+    """A box's features, and those of a file that was cut to it, which has its corner at 0, 0."""
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "whole.png"), pixels)
+    cv2.imwrite(str(tmp_path / "part.png"), pixels[12:80, 31:111])
+    source = ImageSource(["box", "part"], tmp_path, ["whole.png", "part.png"],
+                         {0: (31.9, 12.2, 111.0, 80.5)})
+    extractor = Extractor(model, [1.0], torch.float32, 1, 0, 10 ** 8, strict=True,
+                          local=LocalSettings((0.5, 1.0), 25, threshold=0.0))
+    writer = StoreWriter(tmp_path / "store", source.names, extractor.dim, 2, {},
+                         extractor.local_dim)
+    extractor.fill(writer, source, [0])
+    box, part = (FeatureStore(tmp_path / "store").local(row) for row in (0, 1))
+    assert len(box.xy) == 25
+    np.testing.assert_array_equal(box.xy, part.xy + [31, 12])
+    np.testing.assert_array_equal(box.scales, part.scales)
 
 
 def _table(rng, counts, dim):
