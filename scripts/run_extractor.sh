@@ -2,9 +2,8 @@
 # Extract descriptors on all GPUs: sh scripts/run_extractor.sh FILE [KEY VALUE ...]
 #
 # One worker per GPU; without any, NPROC workers (default 1) on the CPU. NPROC also takes fewer GPUs than
-# there are. The same command goes on where it was stopped. On
-# several nodes that share INFER.OUT_DIR start it on each, with INFER.TOTAL_NUM nodes and INFER.CUT_NUM
-# from 1 on, or let Slurm do so:
+# there are. The same command goes on where it was stopped. On several nodes that share INFER.OUT_DIR
+# start it on each, with INFER.TOTAL_NUM nodes and INFER.CUT_NUM from 1 on, or let Slurm do so:
 #     srun --ntasks-per-node 1 sh scripts/run_extractor.sh FILE [KEY VALUE ...]
 # Ends with status 0 only if the stores are whole; else it names what is missing.
 set -u

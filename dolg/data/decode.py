@@ -1,4 +1,5 @@
 """Reading an image file into pixels."""
+import errno
 import struct
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from PIL import Image
 # gives RGB, which saves exchanging the channels
 _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
             8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
+# Errors of a file's name and rights, which another try would meet again
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
+                errno.ENAMETOOLONG}
 _JPEG_END = b"\xff\xd9"
 _ORIENTATION = 0x0112
 # EXIF orientation -> whether rows and columns change places, then the dimensions (of 3,H,W) to flip
@@ -24,14 +28,18 @@ _TURNS = {2: (False, (2,)), 3: (False, (1, 2)), 4: (False, (1,)), 5: (True, ()),
 
 
 class ImageError(Exception):
-    """An image that cannot be read: `path` and `reason`."""
+    """An image that cannot be read: `path` and `reason`.
 
-    def __init__(self, path: str | Path, reason: str):
+    `passing` says that the fault may lie with the machine and not with the image (a disk, a network,
+    too many open files): another try, or another machine, may succeed.
+    """
+
+    def __init__(self, path: str | Path, reason: str, passing: bool = False):
         super().__init__(f"cannot read image {path}: {reason}")
-        self.path, self.reason = str(path), reason
+        self.path, self.reason, self.passing = str(path), reason, passing
 
     def __reduce__(self):
-        return type(self), (self.path, self.reason)
+        return type(self), (self.path, self.reason, self.passing)
 
 
 class Header(NamedTuple):
@@ -70,7 +78,8 @@ def read_file(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ImageError(path, error.strerror or str(error)) from None
+        raise ImageError(path, error.strerror or str(error),
+                         passing=error.errno not in _OF_THE_FILE) from None
     except ValueError as error:         # a zero byte in the path
         raise ImageError(path, str(error)) from None
 

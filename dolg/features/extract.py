@@ -157,7 +157,8 @@ class Extractor:
             pixels at the largest scale, at least one; 0: what suits the device.
         workers: decoding processes; 0 decodes in this one.
         max_pixels: images that claim more are refused.
-        strict: raise ImageError at the first failed image instead of marking it.
+        strict: raise ImageError at the first failed image instead of marking it. (One that another
+            try may read is never marked.)
         side: resize every image to a square of this side first; 0: leave its size.
         local: select local features as well.
         whitening, local_whitening: what is done to the descriptors and to the local features' before
@@ -262,7 +263,7 @@ class Extractor:
         for row in range(count):
             image = next(images)
             if isinstance(image.pixels, ImageError):
-                if self.strict:
+                if self.strict or image.pixels.passing:
                     raise image.pixels
                 result.errors[row] = image.pixels.reason
                 on_batch(1)

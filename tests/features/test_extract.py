@@ -1,4 +1,5 @@
 """Extraction: what is stored, in which order, and what happens to bad images and kills."""
+import errno
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from dolg.config import load_cfg
-from dolg.data.decode import read_image
+from dolg.data.decode import ImageError, read_image
 from dolg.errors import UserError
 from dolg.features.extract import Extractor, average_scales, describe
 from dolg.features.sources import ImageSource, images_of, revisited_set
@@ -176,6 +177,23 @@ def test_images_of_all_sizes_share_a_batch_where_all_become_squares(model, photo
     one = _fill(model, images_of(photos), tmp_path / "b", side=32, scales=[1.0], batch_pixels=1)
     fine = np.flatnonzero(one.status == 0)
     assert ((one.rows(fine) * store.rows(fine)).sum(axis=1) > 1 - 1e-6).all()
+
+
+def test_a_fault_of_the_machine_is_none_of_the_image(model, photos, tmp_path, monkeypatch):
+    """A disk that fails, or a network: nothing is marked, and another run reads the image."""
+    read = Path.read_bytes
+
+    def fail(path):
+        if path.name == "photo.04 ü.jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(ImageError, match="photo.04 ü.jpg: Input/output error"):
+        _fill(model, images_of(photos), tmp_path / "store", workers=1)
+    monkeypatch.undo()
+    store = _fill(model, images_of(photos), tmp_path / "store", workers=1)
+    assert dict(store.errors()).keys() == {"cut.jpg", "text.jpg"}
 
 
 def test_decoded_images_do_not_pile_up(model, tmp_path):
