@@ -34,11 +34,13 @@ SCALES = [0.3535, 0.5, 0.7071, 1.0, 1.4142]
 LOCAL_SCALES = [0.25, 0.3535, 0.5, 0.7071, 1.0, 1.4142, 2.0]
 SIZES = [(384, 512), (768, 1024)]
 TARGETS = {("cpu", "fp32"): 2, ("cpu", "bf16"): 5, ("cuda", "bf16"): 10}
+WARM = 6            # images, before the clock starts
 MOST = 1200.0       # seconds to wait for an answer
 
 
 def draw(folder: Path, count: int, sizes: list[tuple[int, int]]) -> None:
     """JPEGs with edges and texture, quality 92."""
+    folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(count):
         height, width = sizes[number % len(sizes)]
@@ -122,10 +124,13 @@ def _folded(args: argparse.Namespace):
 
 
 def serve(way: str, args: argparse.Namespace, folder: Path, pipe) -> None:
-    """In a process of its own: run when asked to, answer with the seconds it took."""
+    """In a process of its own: warm up and say so, then run when asked to, and answer with the seconds
+    it took."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    run = WAYS[way](args, folder)
+    WAYS[way](args, folder / "warm")()
+    run = WAYS[way](args, folder / "images")
+    pipe.send("ready")
     while pipe.recv():      # is killed when all is done
         start = time.perf_counter()
         run()
@@ -135,22 +140,25 @@ def serve(way: str, args: argparse.Namespace, folder: Path, pipe) -> None:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
-    """Seconds of each way's rounds, after one to warm up."""
+    """Seconds of each way's rounds, after the few images of the folder `warm`."""
     context, pipes, seconds, processes = multiprocessing.get_context("spawn"), {}, {}, []
+
+    def answer(name: str):
+        if not pipes[name].poll(MOST):
+            raise SystemExit(f"{name} has not answered for {MOST:.0f} s")
+        return pipes[name].recv()
+
     names = [name for name in WAYS if args.only == "global" or name != "the bare network"]
-    for name in names:
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(name, args, folder, theirs)))
-        processes[-1].start()       # no daemon: those may not have decoding processes
     try:
-        for round_ in range(args.rounds + 1):
+        for name in names:
+            pipes[name], theirs = context.Pipe()
+            processes.append(context.Process(target=serve, args=(name, args, folder, theirs)))
+            processes[-1].start()       # no daemon: those may not have decoding processes
+            answer(name)
+        for _ in range(args.rounds):
             for name in names:
                 pipes[name].send(True)
-                if not pipes[name].poll(MOST):
-                    raise SystemExit(f"{name} has not answered for {MOST:.0f} s")
-                taken = pipes[name].recv()
-                if round_:
-                    seconds.setdefault(name, []).append(taken)
+                seconds.setdefault(name, []).append(answer(name))
     finally:
         for process in processes:
             process.kill()
@@ -181,7 +189,8 @@ def main() -> None:
           f"{' and '.join(f'{w} x {h}' for h, w in sizes)}, {len(scales)} scales, the original in fp32, "
           f"ours in {args.precision}; {args.rounds} rounds in turn", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        draw(Path(folder), count, sizes)
+        draw(Path(folder) / "warm", min(count, WARM), sizes)
+        draw(Path(folder) / "images", count, sizes)
         seconds = measure(args, Path(folder))
     best = {name: min(values) for name, values in seconds.items()}
     for name, values in seconds.items():

@@ -110,6 +110,8 @@ def _settings(store: Store) -> dict:
 def _check_same_model(stores: list[Store]) -> None:
     """All stores must have descriptors that can be compared with those of the first."""
     first = stores[0]
+    if not first.dim:
+        raise StoreError(f"store {first.path} has local features alone, and no descriptors")
     for other in stores[1:]:
         if other.dim != first.dim:
             raise StoreError(f"store {other.path} has descriptors of {other.dim} dimensions, "

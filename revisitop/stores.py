@@ -204,7 +204,7 @@ def read_manifest(path: Path) -> dict:
     if manifest.get("version") != VERSION:
         raise StoreError(f"store {path} has version {manifest.get('version')!r} of the format; "
                          f"this program reads {VERSION}")
-    for key, least in (("count", 0), ("dim", 1), ("chunk_size", 1)):
+    for key, least in (("count", 0), ("dim", 0), ("chunk_size", 1)):
         value = manifest.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise StoreError(f"{file} has {value!r} as {key}: it must be a whole number from "

@@ -1,5 +1,6 @@
 """Feature stores: verified, merged, cut down, and turned into other codes' files and back; --help."""
 import argparse
+import os
 from pathlib import Path
 
 from dolg.core.cli import run
@@ -32,7 +33,10 @@ def parse_args() -> argparse.Namespace:
     command.add_argument("--key", default="", help="table of a .mat that has several")
     command.add_argument("--names", type=Path, help="a text file with a name per line, for .mat, .npy")
     command.add_argument("--chunk-size", type=int, default=256, help="images per chunk")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.command == "import" and args.chunk_size < 1:
+        parser.error(f"--chunk-size is {args.chunk_size}: give at least 1")
+    return args
 
 
 def main() -> None:
@@ -45,7 +49,7 @@ def main() -> None:
         elif args.command == "merge":
             merge([FeatureStore(path) for path in args.stores], args.output)
         elif args.command == "subset":
-            names = args.names.read_text(encoding="utf-8").splitlines()
+            names = os.fsdecode(args.names.read_bytes()).splitlines()
             subset(FeatureStore(args.store), [name for name in names if name], args.output)
         elif args.command == "export":
             export_store(FeatureStore(args.store), args.file, args.key)

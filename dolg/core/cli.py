@@ -30,6 +30,8 @@ def config_from_args(description: str):
 def run(main: Callable[[], None]) -> None:
     """Call `main` and leave with status 0; after a user's mistake, say it and leave with 1."""
     keep_freed_memory()
+    # Names of files need not be text
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (UserError, ImageError, OSError) as error:       # OSError: a full disk, no permission

@@ -153,20 +153,26 @@ def launch(job: Callable, num_gpus: int, *args, device_name: str = "auto",
     fewer GPUs than asked for, and the UserError or ImageError of a process, without a restart;
     ChildFailedError, once the processes have said why, where no restart is left.
     """
-    on_cpu = device(device_name).type == "cpu"
     join = partial(process_group if grouped else own_device, device_name)
-    if "WORLD_SIZE" in os.environ or num_gpus == 1 or (on_cpu and device_name == "auto"):
+    if processes_started(num_gpus, device_name) == 1:
         if "WORLD_SIZE" not in os.environ and num_gpus > 1:
             print(f"NUM_GPUS is {num_gpus}, but this machine has no GPU that PyTorch can use: one "
                   f"process runs on the CPU (DEVICE cpu starts {num_gpus} there)", flush=True)
         with join():
             job(*args)
         return True
-    if not on_cpu:
+    if device(device_name).type != "cpu":
         _check_gpus(num_gpus, "NUM_GPUS is")
     with tempfile.TemporaryDirectory() as folder:
         _launch_elastic(Path(folder), join, job, num_gpus, args, max_restarts)
         return not (Path(folder) / "stop").exists()
+
+
+def processes_started(num_gpus: int, device_name: str = "auto") -> int:
+    """How many processes `launch` has here: under torchrun, and on a CPU that was not asked for by
+    name, this one alone."""
+    no_gpu = device_name == "auto" and device(device_name).type == "cpu"
+    return 1 if "WORLD_SIZE" in os.environ or no_gpu else num_gpus
 
 
 def _check_gpus(wanted: int, who: str) -> None:

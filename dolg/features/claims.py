@@ -31,8 +31,12 @@ class Claims:
     def __init__(self, folder: Path, lease: float):
         self.folder, self.lease = folder, lease
         self._me = folder / f"worker-{uuid.uuid4().hex}"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._me.write_text(json.dumps(_identity(os.getpid())))
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            # A worker that is done may have removed the folder in between
+            with suppress(FileNotFoundError):
+                self._me.write_text(json.dumps(_identity(os.getpid())))
+                break
         self._held: set[int] = set()
         self._touch()
 

@@ -12,30 +12,30 @@ from dolg.features.extract import Extractor
 from dolg.features.sources import ImageSource
 from dolg.features.store import StoreWriter
 
-# Images tried: some before the clock starts, and at most so many, or so many seconds of them, after
-_WARM_UP, _TRIED, _SECONDS = 2, 64, 60
-_PART = 8
+# Images tried: some before the clock starts, then parts of so many each, until so many seconds are over
+_WARM_UP, _PARTS, _SECONDS = 2, (8, 8, 16, 32, 64), 30
 
 
 def estimate(extractor: Extractor, writer: StoreWriter, source: ImageSource, workers: int) -> str:
     """Time, memory and disk that a store will take of `workers` like this one, in a few lines.
 
-    Describes images evenly spread over the list; nothing is written.
+    Describes some images, drawn at random; nothing is written.
     """
     missing = len(source) - writer.count_written()
-    looked_at = np.linspace(0, len(source) - 1, min(_WARM_UP + _TRIED, len(source))).astype(int)
-    seconds, tried, failed = 0.0, 0, 0
-    extractor.table(source, looked_at[:_WARM_UP].tolist())
-    with tqdm(total=len(looked_at) - _WARM_UP, desc=f"trying {writer.path.name}", unit="image",
+    count = min(_WARM_UP + sum(_PARTS), len(source))
+    looked_at = np.random.default_rng(0).choice(len(source), count, replace=False)
+    images = extractor.decoded(source, looked_at.tolist())
+    extractor.next_table(images, min(_WARM_UP, count))
+    start, tried, failed = time.perf_counter(), 0, 0
+    with tqdm(total=max(0, count - _WARM_UP), desc=f"trying {writer.path.name}", unit="image",
               leave=False, disable=None) as bar:
-        for part in np.array_split(looked_at[_WARM_UP:], max(1, len(looked_at) // _PART)):
-            if len(part) and seconds < _SECONDS:
-                start = time.perf_counter()
-                table = extractor.table(source, part.tolist(), on_batch=bar.update)
-                seconds += time.perf_counter() - start
-                tried += len(part)
+        for part in _PARTS:
+            part = min(part, count - _WARM_UP - tried)
+            if part > 0 and time.perf_counter() - start < _SECONDS:
+                table = extractor.next_table(images, part, bar.update)
+                tried += part
                 failed += int(np.isnan(table[:, 0]).sum())
-    rate = tried / seconds if tried else float("nan")
+    rate = tried / (time.perf_counter() - start) if tried else float("nan")
     disk = missing * _bytes_per_image(extractor, writer, source)
     lines = [f"{writer.path}: {missing} of {len(source)} images to do",
              f"  time    {_duration(missing / rate / workers)} with {workers} worker(s) like this one, "

@@ -111,7 +111,7 @@ class ChunkResult:
         errors: the reason of each row that failed.
         sizes: (width, height) of each decoded row.
         corners: of each decoded row.
-        pieces: rows and what `describe_all` gives of them, on the model's device.
+        pieces: rows and what `describe_all` gives of them; the descriptors on the model's device.
     """
 
     count: int
@@ -138,7 +138,7 @@ class ChunkResult:
         found = [nothing] * self.count
         for rows, _, local in self.pieces:
             counts = local.counts.tolist()
-            parts = [part.cpu().split(counts) for part in
+            parts = [part.split(counts) for part in
                      (local.descriptors, local.xy, local.scales, local.scores)]
             for row, descriptors, xy, scales, scores in zip(rows, *parts):
                 if row not in self.errors:
@@ -225,8 +225,12 @@ class Extractor:
               on_batch: Callable[[int], None] = lambda images: None) -> np.ndarray:
         """Descriptors (len(rows),D) of some images of a source; those that failed are NaN."""
         self.model.eval()
-        images = self.decoded(source, rows)
-        result = self._chunk(iter(lambda: self._next(images), None), len(rows), on_batch)
+        return self.next_table(self.decoded(source, rows), len(rows), on_batch)
+
+    def next_table(self, images: Iterator[Decoded], count: int,
+                   on_batch: Callable[[int], None] = lambda images: None) -> np.ndarray:
+        """Descriptors (count,D) of the next `count` of decoded images; those that failed are NaN."""
+        result = self._chunk(iter(lambda: self._next(images), None), count, on_batch)
         return result.global_table(self.dim)
 
     def decoded(self, source: ImageSource, order: Iterable[int]) -> Iterator[Decoded]:
@@ -270,8 +274,15 @@ class Extractor:
                 continue
             size = tuple(image.pixels.shape[1:])
             result.sizes[row], result.corners[row] = size[::-1], image.corner
-            # A copy, on the CPU as well: the buffer, which is an open file, is then free
-            pixels = image.pixels.to(self.device, non_blocking=True, copy=True)
+            pixels = self._on_device(image.pixels)
+            if pixels is None:      # what waits there may be in its way
+                for other in list(waiting):
+                    held -= flush(other)
+                pixels = self._on_device(image.pixels)
+            if pixels is None:
+                result.errors[row] = _no_memory(size)
+                on_batch(1)
+                continue
             held += size[0] * size[1]
             size = (self.side, self.side) if self.side else size
             waiting[size].append((row, pixels))
@@ -283,6 +294,16 @@ class Extractor:
             flush(size)
         return result
 
+    def _on_device(self, pixels: torch.Tensor) -> torch.Tensor | None:
+        """A copy, on the CPU as well: the buffer, which is an open file, is then free. None where
+        memory does not suffice."""
+        try:
+            return pixels.to(self.device, non_blocking=True, copy=True)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return None
+
     def _describe(self, rows: list[int], images: list[torch.Tensor], result: ChunkResult) -> None:
         """Describe images of one size. Where memory does not suffice, in halves."""
         try:
@@ -292,27 +313,35 @@ class Extractor:
                 descriptors = self.whitening(descriptors)
             if self.local_whitening:
                 local.descriptors = self.local_whitening(local.descriptors)
-            result.pieces.append((rows, descriptors, local))
+            # Those of a chunk would fill the memory of a small device
+            result.pieces.append((rows, descriptors, local and local.cpu()))
             return
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
-                # Some networks cannot take a map of less than a pixel; the rows stay NaN
+                # Some networks cannot take a map of less than a pixel
                 side = self.side or min(images[0].shape[1:])
                 if side * self.smallest >= _SMALL:
                     raise
+                reason = str(error).strip().splitlines()[0]
+                result.errors.update({row: "the network does not take {} x {} pixels: {}".format(
+                    *result.sizes[row], reason) for row in rows})
                 return
         # The error, which holds what was computed so far, is gone now
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(rows) == 1:
-            result.errors[rows[0]] = "not enough memory for {} x {} pixels".format(
-                *result.sizes[rows[0]])
+            result.errors[rows[0]] = _no_memory(images[0].shape[1:])
             return
         half = len(rows) // 2
         self._describe(rows[:half], images[:half], result)
         self._describe(rows[half:], images[half:], result)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator raises a plain RuntimeError
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _no_memory(size: Sequence[int]) -> str:
+    return f"not enough memory for {size[1]} x {size[0]} pixels"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also where the CPU's allocator, the driver or a library of CUDA says so, by plain errors."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        text in str(error) for text in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))

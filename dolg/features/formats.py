@@ -8,6 +8,8 @@
     a folder        TensorFlow's DELG: NAME.delg_global, and NAME.delg_local where they are
 """
 import hashlib
+import os
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ class Imported:
 
     Attributes:
         names: of the images.
-        descriptors: (n,D) float32; a row of NaN where an image has none.
+        descriptors: (n,D) float32; a row of NaN where an image has none, D = 0 where none has.
         local: of all images, or None.
     """
 
@@ -52,10 +54,20 @@ def import_file(path: Path, key: str = "", names: Path | None = None) -> Importe
 
     Raises UserError for what is not there, or not in that format.
     """
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    try:
+        return _import(path, key, names)
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, EOFError, zlib.error) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} is not laid out as such files are ({reason})") from None
+
+
+def _import(path: Path, key: str, names: Path | None) -> Imported:
     if path.is_dir():
         return _import_delg(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
     readers = {".pickle": _import_pickle, ".pkl": _import_pickle, ".h5": _import_hdf5,
                ".hdf5": _import_hdf5}
     if path.suffix in readers:
@@ -118,7 +130,7 @@ def _import_pickle(path: Path) -> Imported:
         parts = [(np.asarray(entry["descriptors"]), np.asarray(entry["locations"])[:, ::-1],
                   np.full(len(entry["scores"]), np.nan), np.asarray(entry["scores"]).reshape(-1))
                  for entry in entries.values()]
-        return Imported(names, np.zeros((len(names), 1), np.float32), LocalTable.joined(parts))
+        return Imported(names, np.empty((len(names), 0), np.float32), LocalTable.joined(parts))
     rows = [np.asarray(entry, np.float32).reshape(-1) for entry in entries.values()]
     if len({len(row) for row in rows}) != 1:
         raise UserError(f"{path} holds descriptors of different lengths")
@@ -155,6 +167,9 @@ def _matlab_table(path: Path, key: str) -> np.ndarray:
 def _export_matlab(store: FeatureStore, path: Path, key: str) -> None:
     from scipy.io import savemat
 
+    if store.count * store.dim * 4 >= 2 ** 32:
+        raise UserError(f"{store.path} has {store.count} x {store.dim} numbers, more than the 4 GiB "
+                        "that a .mat file holds: take .npy")
     with atomic_file(path) as file:
         savemat(file, {key: np.asarray(store.global_descriptors()).T})
 
@@ -175,13 +190,14 @@ def _export_numpy(store: FeatureStore, path: Path) -> None:
         np.lib.format.write_array_header_2_0(file, header)
         for chunk in store.chunks():
             file.write(np.ascontiguousarray(chunk, "<f4"))
-    write_atomically(path.with_suffix(".txt"), "".join(f"{name}\n" for name in store.names))
+    names = "".join(f"{name}\n" for name in store.names)
+    write_atomically(path.with_suffix(".txt"), os.fsencode(names))
 
 
 def _names_for(table: np.ndarray, names: Path | None, path: Path) -> list[str]:
     if names is None:
         return [str(row) for row in range(len(table))]
-    lines = [line for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in os.fsdecode(names.read_bytes()).splitlines() if line.strip()]
     if len(lines) != len(table):
         raise UserError(f"{names} names {len(lines)} images, but {path} has {len(table)}")
     return lines
@@ -216,20 +232,26 @@ def _import_hdf5(path: Path) -> Imported:
     names = sorted(found)
     dims = {entry["global_descriptor"].size for entry in found.values()
             if "global_descriptor" in entry}
+    has_local = any("keypoints" in entry for entry in found.values())
+    if not dims and not has_local:
+        raise UserError(f"{path} has neither global_descriptor nor keypoints in any group")
     if len(dims) > 1:
         raise UserError(f"{path} holds descriptors of different lengths")
-    descriptors = np.full((len(names), dims.pop() if dims else 1), np.nan if dims else 0, np.float32)
+    descriptors = np.full((len(names), dims.pop() if dims else 0), np.nan, np.float32)
     for row, name in enumerate(names):
         if "global_descriptor" in found[name]:
             descriptors[row] = found[name]["global_descriptor"].reshape(-1)
-    local = None
-    if all("keypoints" in entry for entry in found.values()):
-        # hloc's descriptors have a column per keypoint
-        local = LocalTable.joined([
-            (entry["descriptors"].T, entry["keypoints"],
-             entry.get("scales", np.full(len(entry["keypoints"]), np.nan)), entry["scores"])
-            for entry in (found[name] for name in names)])
+    local = LocalTable.joined([_hloc_features(found[name]) for name in names]) if has_local else None
     return Imported(names, descriptors, local)
+
+
+def _hloc_features(entry: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Of a group, as `LocalTable.joined` takes them. hloc's descriptors have a column per keypoint."""
+    if "keypoints" not in entry:
+        return np.empty((0, 0)), np.empty((0, 2)), np.empty(0), np.empty(0)
+    count = len(entry["keypoints"])
+    return (entry["descriptors"].T, entry["keypoints"], entry.get("scales", np.full(count, np.nan)),
+            entry["scores"])
 
 
 def _export_hdf5(store: FeatureStore, path: Path) -> None:

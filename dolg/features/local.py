@@ -56,6 +56,9 @@ class LocalFeatures:
     scores: torch.Tensor
     counts: torch.Tensor
 
+    def cpu(self) -> "LocalFeatures":
+        return LocalFeatures(*(part.cpu() for part in vars(self).values()))
+
 
 def select_local(maps: list[tuple[float, torch.Tensor, torch.Tensor]],
                  settings: LocalSettings) -> LocalFeatures:

@@ -11,7 +11,7 @@ from torch import nn
 
 import dolg
 from dolg.core.checkpoint import load_weights
-from dolg.core.distributed import device, is_main
+from dolg.core.distributed import device, is_main, processes_started
 from dolg.core.logging import say
 from dolg.core.precision import PRECISIONS
 from dolg.core.saving import best_checkpoint, newest_checkpoint
@@ -61,7 +61,10 @@ def estimate_all(cfg) -> None:
     extractor, provenance = _build_extractor(cfg)
     for name, source in sources.items():
         writer = _open_writer(cfg, extractor, name, source, provenance)
-        say(estimate(extractor, writer, source, _worker(cfg)[1] * cfg.NUM_GPUS))
+        workers = _worker(cfg)[1]
+        if extractor.device.type != "cpu":      # there the workers of a machine share its cores
+            workers *= processes_started(cfg.NUM_GPUS, cfg.DEVICE)
+        say(estimate(extractor, writer, source, workers))
 
 
 def check_all(cfg) -> None:

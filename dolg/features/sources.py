@@ -12,6 +12,9 @@ from revisitop.groundtruth import GroundTruth, GroundTruthError, load_ground_tru
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
+# Images of a list that are looked for before all are taken for missing
+_LOOKED_FOR = 1000
+
 Box = tuple[float, float, float, float]
 
 
@@ -131,6 +134,11 @@ def images_of(location: Path) -> ImageSource:
         raise UserError(f"the image list {location} is empty")
     if _has_label(names[0], location.parent):
         names = [name.rpartition(" ")[0] for name in names]
+    some = names[::-(-len(names) // _LOOKED_FOR)]
+    if not any((location.parent / name).exists() for name in some):
+        raise UserError(f"of the {len(names)} images of {location} none that was looked for is there, "
+                        f"such as {location.parent / names[0]}: is their disk mounted? (Paths are "
+                        f"relative to {location.parent})")
     return ImageSource(Names(names), location.parent)
 
 

@@ -1,6 +1,8 @@
 """The commands around extraction, run as a user runs them."""
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -129,6 +131,26 @@ def test_the_script_takes_what_there_is(tmp_path, gpus, env, keys):
                           env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **env})
     asked = " ".join([*keys, "INFER.STRICT", "True"])
     assert done.stdout.splitlines() == [f"--cfg a b.yaml {asked}", f"--cfg a b.yaml --check {asked}"]
+
+
+def test_a_worker_killed_under_the_script(store, keys, tmp_path):
+    """The launcher starts it again; the store is what it is without."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        ["sh", "scripts/run_extractor.sh", CFG, *keys, "INFER.OUT_DIR", str(out), "INFER.CHUNK_SIZE", "4"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NPROC": "2",
+             "OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not (
+            claims := list((out / "photos" / ".claims").glob("chunk-*"))):
+        time.sleep(0.002)
+    os.kill(json.loads(claims[0].read_text())["pid"], signal.SIGKILL)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert f"{out}/photos is whole: 30 images, 1 of them failed" in output
+    for file in store.iterdir():
+        assert (out / "photos" / file.name).read_bytes() == file.read_bytes()
+    assert len(list((out / "photos").iterdir())) == len(list(store.iterdir()))
 
 
 def test_a_stopped_extraction_is_no_success(keys, tmp_path):

@@ -169,6 +169,54 @@ def test_where_memory_does_not_suffice_batches_are_split(model, photos, tmp_path
     assert dict(tiny.errors())[min(large)] == "not enough memory for 56 x 80 pixels"
 
 
+def test_where_an_image_does_not_fit_beside_those_that_wait(model, photos, monkeypatch):
+    """There is memory for two images that wait for others of their size, and for none of 80 x 56."""
+    to, waiting, refused = torch.Tensor.to, [0], [0]
+
+    def limited(tensor, *args, **options):
+        if options.get("copy"):
+            if waiting[0] == 2 or tensor.shape[1] == 80:
+                refused[0] += 1
+                raise RuntimeError("CUDA error: out of memory")
+            waiting[0] += 1
+        return to(tensor, *args, **options)
+
+    def described(images):
+        waiting[0] = max(0, waiting[0] - images)
+
+    source, extractor = images_of(photos), _extractor(model, batch_pixels=10 ** 9)
+    whole = extractor.table(source, range(23))
+    monkeypatch.setattr(torch.Tensor, "to", limited)
+    table = extractor.table(source, range(23), on_batch=described)
+    assert refused[0] > 10
+    lost = np.isnan(table[:, 0]) & ~np.isnan(whole[:, 0])
+    assert lost.sum() == 5
+    both = ~np.isnan(table[:, 0])
+    assert both.sum() == 16 and ((whole[both] * table[both]).sum(axis=1) > 1 - 1e-6).all()
+
+
+@pytest.mark.parametrize("error, memory", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), True), (MemoryError(), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate "
+                  "memory: you tried to allocate 8 bytes"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), False)])
+def test_errors_that_mean_too_little_memory(model, photos, tmp_path, error, memory):
+    """Of batches alone: one image at a time fits."""
+    class Sometimes(_Limited):
+        def forward(self, images):
+            if len(images) > 1:
+                raise error
+            return self.model(images)
+
+    if not memory:
+        with pytest.raises(RuntimeError, match="mat1"):
+            _fill(Sometimes(model, 0), images_of(photos), tmp_path / "s", scales=[2.0])
+        return
+    store = _fill(Sometimes(model, 0), images_of(photos), tmp_path / "s", batch_pixels=10 ** 9)
+    assert set(dict(store.errors())) == {"cut.jpg", "text.jpg"}
+
+
 def test_images_of_all_sizes_share_a_batch_where_all_become_squares(model, photos, tmp_path):
     limited = _Limited(model, 10 ** 9)
     store = _fill(limited, images_of(photos), tmp_path / "a", chunk_size=100, side=32, scales=[1.0],
@@ -283,7 +331,9 @@ def test_an_image_too_small_for_the_network_fails_alone(photos, tmp_path):
     network = build_model(load_cfg(None, ["MODEL.ARCH", "gem", "MODEL.TYPE", "timm", "TIMM.NAME",
                                           "convnext_atto", "MODEL.HEADS.REDUCTION_DIM", "0"]))
     store = _fill(network, source, tmp_path / "store")
-    assert store.errors() == [("tiny.png", "no finite descriptor (12 x 9 pixels)")]
+    (name, reason), = store.errors()
+    assert name == "tiny.png"
+    assert reason.startswith("the network does not take 12 x 9 pixels: Calculated padded input size")
 
 
 def test_a_chunk_is_whole_or_absent_and_the_rest_is_resumed(model, photos, tmp_path):
@@ -407,6 +457,7 @@ def test_infer_makes_query_and_database(run_tool, weights, photos, tmp_path):
 
 def test_lists_and_folders(tmp_path, photos):
     (tmp_path / "list.txt").write_text("b.jpg\n\nsub/a b.jpg\n")
+    (tmp_path / "b.jpg").write_bytes(b"")
     source = images_of(tmp_path / "list.txt")
     assert list(source.names) == ["b.jpg", "sub/a b.jpg"]
     assert source.path(1) == tmp_path / "sub" / "a b.jpg"
@@ -420,6 +471,12 @@ def test_lists_and_folders(tmp_path, photos):
     (photos / "labelled.txt").write_text("photo.00 ü.jpg 3\nsub dir/photo.01 ü.jpg 0\n")
     assert list(images_of(photos / "labelled.txt").names) == ["photo.00 ü.jpg",
                                                               "sub dir/photo.01 ü.jpg"]
+    (tmp_path / "lost.txt").write_text("".join(f"{number}.jpg\n" for number in range(3000)))
+    with pytest.raises(UserError, match="of the 3000 images of .* none .* such as .*/0.jpg: is their "
+                                        "disk mounted"):
+        images_of(tmp_path / "lost.txt")
+    (tmp_path / "0.jpg").write_bytes(b"")
+    assert len(images_of(tmp_path / "lost.txt")) == 3000        # one is there: others may be lost
     (tmp_path / "img 7").write_bytes(b"")
     (tmp_path / "numbered.txt").write_text("img 7\n")
     assert list(images_of(tmp_path / "numbered.txt").names) == ["img 7"]

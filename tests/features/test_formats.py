@@ -1,4 +1,5 @@
 """Other codes' files in and out, and stores made of stores."""
+import os
 import pickle
 import struct
 
@@ -114,6 +115,34 @@ def test_hdf5_is_hlocs(table, tmp_path):
     np.testing.assert_array_equal(found.local(found.names.index("ü.d")).scores, local.scores[2:5])
 
 
+def test_hdf5_without_all_fields(tmp_path):
+    """Keypoints of some images alone, and no descriptors; then a file of something else."""
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["x/keypoints"], file["x/scores"] = [[1.0, 2.0], [3.0, 4.0]], [0.5, 0.25]
+        file["x/descriptors"] = np.eye(5)[:, :2]
+        file["y/image_size"] = [640, 480]
+    store = _again(tmp_path / "f.h5", tmp_path)
+    assert store.dim == 0 and not store.errors() and store.local_dim == 5
+    np.testing.assert_array_equal(store.local(0).xy, [[1, 2], [3, 4]])
+    assert len(store.local(1).xy) == 0
+    with h5py.File(tmp_path / "g.h5", "w") as file:
+        file["x/image_size"] = [640, 480]
+    with pytest.raises(UserError, match="neither global_descriptor nor keypoints"):
+        import_file(tmp_path / "g.h5")
+
+
+def test_names_that_are_no_text(table, tmp_path, run_tool):
+    """Linux lets file names be any bytes."""
+    names = [os.fsdecode(b"caf\xe9.jpg"), "b", "c", "d"]
+    _store(tmp_path / "s", table, names, failed=[0])
+    done = run_tool("tools/info.py", tmp_path / "s", env={"PYTHONUTF8": "1"})
+    assert done.returncode == 0, done.stderr
+    assert r"caf\udce9.jpg: broken" in done.stdout
+    export_store(FeatureStore(tmp_path / "s"), tmp_path / "f.npy")
+    assert (tmp_path / "f.txt").read_bytes() == b"caf\xe9.jpg\nb\nc\nd\n"
+    assert import_file(tmp_path / "f.npy").names == names
+
+
 def _message(*fields: tuple[int, int, bytes]) -> bytes:
     """Protocol buffer fields by hand: number, wire type (2: bytes, 5: four bytes), content."""
     parts = []
@@ -162,6 +191,9 @@ def test_tensorflow_delg(table, tmp_path):
     ("f.pickle", pickle.dumps(print), "builtins.print.*nothing was executed"),
     ("f.pickle", pickle.dumps({"a": np.ones(2), "b": np.ones(3)}), "different lengths"),
     ("f.npy", b"nothing", "no table that NumPy can read"), ("f.mat", b"nothing", "no .mat file"),
+    ("f.npy", b"", "not laid out .*EOFError"), ("f.npy", b"\x93NUMPY", "no table|not laid out"),
+    ("f.pickle", pickle.dumps({"a": {"scores": [1.0]}}), "not laid out .*KeyError: 'descriptors'"),
+    ("f.pickle", pickle.dumps({"a": "b"}), "not laid out .*ValueError"),
     ("f.txt", b"", "ends in none of"), ("", b"", "holds no .delg_global files")])
 def test_files_that_are_not_what_they_say(tmp_path, name, content, message):
     if name:
