@@ -26,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; --help lists the arguments")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(description="mAP and mP@k of feature stores on a benchmark in the format of "
                                  "Revisited Oxford and Paris (Easy, Medium, Hard).")
     add = parser.add_argument
@@ -36,8 +36,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="descriptors of the images that the ground truth names")
     add("--distractors", nargs="+", action="extend", default=[], metavar="STORE",
         help="more images, all wrong, such as the million distractors")
+    add("--double", action="store_true",
+        help="sum inner products in float64: twice as slow, and the same figures on every machine")
     add("--json", type=Path, metavar="OUT", help="file for the result")
-    return parser.parse_args(argv)
+    return parser
 
 
 def write_json(path: Path, result: dict) -> None:
@@ -55,16 +57,24 @@ def write_json(path: Path, result: dict) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def evaluate(args: argparse.Namespace, **how: object) -> dict:
+    """The result that the arguments ask for; `how` goes to `count_ranks`."""
     if args.json and args.json.is_dir():
         raise UsageError(f"cannot write --json {args.json}: it is a folder")
-    ground_truth = load_ground_truth(args.gnd)
-    result = evaluate_stores(ground_truth, Store(args.query), Store(args.database),
-                             [Store(path) for path in args.distractors])
+    return evaluate_stores(load_ground_truth(args.gnd), Store(args.query), Store(args.database),
+                           [Store(path) for path in args.distractors], double=args.double, **how)
+
+
+def show(args: argparse.Namespace, result: dict) -> None:
+    """Print a result, and write it where it is asked for."""
     if args.json:
         write_json(args.json, result)
     print(format_table(result))
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    show(args, evaluate(args))
 
 
 if __name__ == "__main__":

@@ -21,13 +21,15 @@ DIGESTS = ("weights_digest", "model_digest")
 
 
 def evaluate_stores(
-    ground_truth: GroundTruth, query: Store, database: Store, distractors: Sequence[Store] = ()
+    ground_truth: GroundTruth, query: Store, database: Store, distractors: Sequence[Store] = (),
+    **how: object,
 ) -> dict:
     """Evaluate descriptors by inner product; exact, by counting (see `counting`).
 
     `query` and `database` hold the images of the ground truth, in any order; images of
     `distractors` count as wrong for every query. A query whose image failed gets AP 0; a
-    database image that failed is never found.
+    database image that failed is never found. `how` goes to `count_ranks`: in which precision, by
+    how many threads, processes, on which device.
 
     Returns what `evaluate.py --json` writes, shares in 0..1:
         {"dataset", "queries", "database", "distractors" (numbers of images),
@@ -46,7 +48,7 @@ def evaluate_stores(
     descriptors[broken] = 0
     everything = [np.concatenate(list(entry.values())) for entry in ground_truth.labels]
     labelled = [indexes[:0] if failed else indexes for indexes, failed in zip(everything, broken)]
-    ranks = count_ranks(descriptors, labelled, database, images, distractors)
+    ranks = count_ranks(descriptors, labelled, database, images, distractors, **how)
     return {
         "dataset": ground_truth.name,
         "queries": query.count,

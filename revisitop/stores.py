@@ -10,8 +10,10 @@ Image i lies in chunk i // chunk_size, row i % chunk_size. Status 0 is fine; any
 image that failed, whose descriptor is NaN.
 """
 import json
+import math
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +27,16 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", 
           "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
 
 
+# What is read at first of a file: nearly every header is shorter
+_MOST_HEADERS = 2**15
+
+
 class StoreError(ValueError):
     """A store that cannot be used; one line says what is wrong with it."""
 
 
 class Chunk:
-    """One file of a store, mapped: nothing but its header is read before it is used.
+    """One file of a store: nothing but its header is read before it is used, and then mapped.
 
     file: its path; rows, dim: the shape that `global` must have. Raises StoreError for a file
     that is damaged, cut off or of another shape.
@@ -39,22 +45,29 @@ class Chunk:
     def __init__(self, file: str, rows: int, dim: int):
         self.file = file
         try:
-            with open(file, "rb") as handle:
-                self._bytes = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:      # ValueError: an empty file
+            # A Python file would take longer to open than a chunk to read
+            self._handle = os.open(file, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._handle)
+            self._size = os.fstat(self._handle).st_size
+            self._start, self._header = self._read_header()
+        except OSError as error:
             raise StoreError(f"{file} cannot be read: {error}") from None
-        self._start, self._header = self._read_header()
-        self.descriptors = self.tensor("global", ("F32", "F16"), (rows, dim))
-        self.status = self.tensor("status", ("U8",), (rows,))
+        self._global = self._place("global", ("F32", "F16"), (rows, dim))
+        self._status = self._place("status", ("U8",), (rows,))
+        self.shape = (rows, dim)
 
     def _read_header(self) -> tuple[int, dict]:
         """Where the data begin, and what the file says is in them."""
-        start = 8 + int.from_bytes(self._bytes[:8], "little")
-        if start > len(self._bytes):
+        content = os.pread(self._handle, _MOST_HEADERS, 0)
+        if not content:
+            raise StoreError(f"{self.file} cannot be read: it is empty")
+        start = 8 + int.from_bytes(content[:8], "little")
+        if start > self._size:
             raise StoreError(f"{self.file} is cut off or no safetensors file: its header of "
                              f"{start - 8} bytes is longer than the file")
         try:
-            header = json.loads(self._bytes[8:start])
+            header = json.loads(content[8:start] if start <= len(content)
+                                else os.pread(self._handle, start - 8, 8))
         except (ValueError, RecursionError):
             raise StoreError(
                 f"{self.file} is no safetensors file: its header is not JSON") from None
@@ -62,8 +75,48 @@ class Chunk:
             raise StoreError(f"{self.file} is no safetensors file: its header is no table")
         return start, header
 
+    @cached_property
+    def _bytes(self) -> mmap.mmap:
+        try:
+            return mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise StoreError(f"{self.file} cannot be read: {error}") from None
+
+    @property
+    def descriptors(self) -> np.ndarray:
+        """(n,D), mapped and read-only; NaN where an image failed."""
+        return self._mapped(*self._global, self.shape)
+
+    @property
+    def status(self) -> np.ndarray:
+        """(n,) uint8, 0 where the image is fine."""
+        return self._mapped(*self._status, self.shape[:1])
+
+    def read(self, first: int, descriptors: np.ndarray, status: np.ndarray) -> None:
+        """Copy the rows from `first` on to `descriptors` (n,D) and `status` (n,), contiguous; for
+        reading once this is faster than the mapping."""
+        for (place, dtype), out in ((self._global, descriptors), (self._status, status)):
+            source = out if dtype == out.dtype else np.empty(out.shape, dtype)
+            place += first * dtype.itemsize * math.prod(out.shape[1:])
+            try:
+                count = os.preadv(self._handle, [memoryview(source).cast("B")], place)
+            except OSError as error:
+                raise StoreError(f"{self.file} cannot be read: {error}") from None
+            if count != source.nbytes:
+                raise StoreError(f"{self.file} became shorter while it was read")
+            if source is not out:
+                out[:] = source
+
     def tensor(self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
         """A tensor of the file, mapped and read-only; it must have one of `dtypes`, and `shape`."""
+        return self._mapped(*self._place(name, dtypes, shape), shape)
+
+    def _mapped(self, place: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+        return np.frombuffer(self._bytes, dtype, math.prod(shape), place).reshape(shape)
+
+    def _place(self, name: str, dtypes: tuple[str, ...],
+               shape: tuple[int, ...]) -> tuple[int, np.dtype]:
+        """Where a tensor begins in the file, and its type."""
         entry = self._header.get(name)
         try:
             dtype, found = entry["dtype"], tuple(entry["shape"])
@@ -73,13 +126,13 @@ class Chunk:
         if dtype not in dtypes or found != shape:
             raise StoreError(f"{self.file} has {name!r} as {dtype} {found}, where the manifest "
                              f"asks for {' or '.join(dtypes)} {shape}")
-        data_type, size = np.dtype(DTYPES[dtype]), int(np.prod(shape))
-        if begin < 0 or end - begin != size * data_type.itemsize:
+        data_type = np.dtype(DTYPES[dtype])
+        if begin < 0 or end - begin != math.prod(shape) * data_type.itemsize:
             raise StoreError(f"{self.file} is damaged: {name!r} has bytes {begin} to {end}")
-        if self._start + end > len(self._bytes):
-            raise StoreError(f"{self.file} is cut off: it has {len(self._bytes)} bytes, {name!r} "
+        if self._start + end > self._size:
+            raise StoreError(f"{self.file} is cut off: it has {self._size} bytes, {name!r} "
                              f"ends at {self._start + end}; delete the file and extract it again")
-        return np.frombuffer(self._bytes, data_type, size, self._start + begin).reshape(shape)
+        return self._start + begin, data_type
 
     @cached_property
     def _images(self) -> dict:
