@@ -26,6 +26,17 @@ class Names(Sequence):
         self._text = np.frombuffer(b"".join(encoded), np.uint8)
         self._ends = np.cumsum([0, *map(len, encoded)])
 
+    @classmethod
+    def of_arrays(cls, text: np.ndarray, ends: np.ndarray) -> "Names":
+        """From what `arrays` gave."""
+        names = cls([])
+        names._text, names._ends = text, ends
+        return names
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All bytes (uint8), and where each name ends and the next begins (int64)."""
+        return self._text, self._ends
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 

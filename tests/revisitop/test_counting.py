@@ -31,11 +31,17 @@ def _descriptors(rng, count, dim, ties):
     return rng.standard_normal((count, dim)).astype(np.float32)
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Block borders inside the database."""
+    monkeypatch.setattr(counting, "_BLOCK_ROWS", 64)
+
+
+@pytest.mark.parametrize("how", [{}, {"double": True}, {"threads": 1}, {"threads": 5}])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("chunk_size", [1, 7, 64, 1000])
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_sorting(make_store, tmp_path, monkeypatch, ties, chunk_size, seed):
-    monkeypatch.setattr(counting, "_BLOCK_ROWS", 64)        # block borders inside the database
+def test_agrees_with_sorting(make_store, tmp_path, small_blocks, how, ties, chunk_size, seed):
     rng = np.random.default_rng(seed)
     dim = 3 if ties else 12
     queries = _descriptors(rng, 7, dim, ties)
@@ -49,7 +55,7 @@ def test_agrees_with_sorting(make_store, tmp_path, monkeypatch, ties, chunk_size
     failed = [np.array([row in error for row in range(size)]) for size, error in zip(sizes, errors)]
     images = rng.permutation(sizes[0])
     labelled = [rng.permutation(sizes[0])[:count] for count in (0, 1, 5, 40, 150, 3, 2)]
-    got = count_ranks(queries, labelled, stores[0], images, stores[1:])
+    got = count_ranks(queries, labelled, stores[0], images, stores[1:], **how)
     want = slow_ranks(queries, labelled, tables[0], failed[0], images, tables[1:], failed[1:])
     for mine, theirs in zip(got, want, strict=True):
         np.testing.assert_array_equal(mine, theirs)
@@ -89,3 +95,48 @@ def test_a_value_that_is_not_finite_names_its_image(make_store, tmp_path, value)
     store = Store(make_store(tmp_path / "bad", [f"photo {i}" for i in range(20)], table, 8))
     with pytest.raises(StoreError, match="photo 17"):
         count_ranks(np.ones((1, 4), np.float32), [np.array([0])], store, np.arange(20))
+
+
+@pytest.mark.parametrize("of", [2, 3, 7])
+def test_shares_add_up(make_store, tmp_path, small_blocks, of):
+    """What the parts of the work count is, summed, what one counts that does all of it."""
+    rng = np.random.default_rng(3)
+    tables = [_descriptors(rng, size, 8, ties=False) for size in (200, 130)]
+    tables[1][40:60] = tables[0][17]
+    stores = [Store(make_store(tmp_path / str(number), [f"{number} {row}" for row in range(len(table))],
+                               table, 50)) for number, table in enumerate(tables)]
+    queries, labelled = _descriptors(rng, 4, 8, ties=False), [np.array([17, 3, 150])] * 4
+    arguments = (queries, labelled, stores[0], np.arange(200), stores[1:])
+    parts = []
+    for number in range(of):
+        count_ranks(*arguments, share=(number, of), add_up=lambda part: parts.append(part) or part)
+    assert len(parts) == of and all(part.any() for part in parts)
+    together = count_ranks(*arguments, share=(0, of), add_up=lambda _: sum(parts))
+    np.testing.assert_array_equal(together, count_ranks(*arguments))
+
+
+def test_sums_in_float64(make_store, tmp_path):
+    """Two images whose scores differ by less than float32 sums can tell."""
+    rng = np.random.default_rng(4)
+    query = np.abs(rng.standard_normal((1, 512))).astype(np.float32)
+    table = np.repeat(np.abs(rng.standard_normal((1, 512))), 400, axis=0).astype(np.float32)
+    table[np.arange(400), np.arange(400)] += (1e-6 * rng.integers(-9, 9, 400)).astype(np.float32)
+    store = Store(make_store(tmp_path / "s", list(map(str, range(400))), table, 400))
+    scores = (table.astype(np.float64) @ query[0].astype(np.float64)).astype(np.float32)
+    rank = np.empty(400)
+    rank[np.argsort(-scores, kind="stable")] = np.arange(400)
+    got = count_ranks(query, [np.arange(400)], store, np.arange(400), double=True)[0]
+    np.testing.assert_array_equal(got, rank)
+    assert not np.array_equal(count_ranks(query, [np.arange(400)], store, np.arange(400))[0], rank)
+
+
+def test_a_thread_that_fails_ends_all(make_store, tmp_path, small_blocks):
+    """A chunk that was cut while the store was read."""
+    table = np.ones((300, 4), np.float32)
+    path = make_store(tmp_path / "s", list(map(str, range(300))), table, 64)
+    store = Store(path)
+    store.status    # what is needed of the chunks before they are counted
+    file = path / "chunk-000003.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(StoreError, match="is cut off"):
+        count_ranks(np.ones((1, 4), np.float32), [np.array([0])], store, np.arange(300), threads=3)

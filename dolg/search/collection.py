@@ -1,0 +1,69 @@
+"""Several feature stores as one database, and rows picked from descriptors that come in chunks."""
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from dolg.errors import UserError
+from dolg.features.store import FeatureStore
+from dolg.files import file_digest
+
+
+class Collection:
+    """Stores one after another: database first, then distractors. Row indexes count on from one to
+    the next; iterate for memory-mapped chunks (n,D), rows of NaN where an image failed.
+
+    Raises UserError for no store, and for descriptors of different lengths or of no length.
+    """
+
+    def __init__(self, stores: Sequence[FeatureStore]):
+        if not stores:
+            raise UserError("there is no store to search: give at least one")
+        for store in stores:
+            if not store.dim or store.dim != stores[0].dim:
+                raise UserError(f"{store.path} has descriptors of {store.dim} dimensions, "
+                                f"{stores[0].path} of {stores[0].dim}: they cannot be one database")
+        self.stores, self.dim = list(stores), stores[0].dim
+        self.starts = np.cumsum([0, *(store.count for store in stores)]).tolist()
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (chunk for store in self.stores for chunk in store.chunks())
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """`store_digest` of each store."""
+        return [store_digest(store) for store in self.stores]
+
+
+def store_digest(store: FeatureStore) -> str:
+    """SHA-256 of a store's manifest and its chunks' digests: of all that is in it."""
+    chunks = [store.chunk(index) for index in range(store.num_chunks)]
+    content = [store.manifest, [chunk.digest or file_digest(chunk.file) for chunk in chunks]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def as_chunks(database: np.ndarray | Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    """Descriptors (N,D), or what gives them in chunks, as what can be iterated over many times."""
+    chunks = [database] if isinstance(database, np.ndarray) else database
+    if iter(chunks) is chunks:
+        raise TypeError("the database is read several times: give a list, not a generator")
+    return chunks
+
+
+def gather(chunks: Iterable[np.ndarray], rows: np.ndarray, dim: int) -> np.ndarray:
+    """The descriptors (len(rows),dim), float32, of some rows of a database, in one pass over its
+    chunks.
+
+    rows: (R,) ascending, each below the number of rows in all chunks.
+    """
+    table, offset = np.empty((len(rows), dim), np.float32), 0
+    for chunk in chunks:
+        first, last = np.searchsorted(rows, [offset, offset + len(chunk)])
+        table[first:last] = chunk[rows[first:last] - offset]
+        offset += len(chunk)
+    return table
