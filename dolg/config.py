@@ -265,6 +265,9 @@ _C.INFER.SCALES = [0.3535, 0.5, 0.7071, 1.0, 1.4142]
 _C.INFER.SIZE = 0
 # Cut queries to their box, as the Revisited protocol asks
 _C.INFER.CROP_QUERIES = True
+# What results record of the images, where a data set has several variants (such as "faces blurred", as
+# Oxford and Paris have been distributed since 2022); results of different variants are not compared
+_C.INFER.IMAGE_VARIANT = ""
 # Images per chunk of the store (what a killed run may have to repeat)
 _C.INFER.CHUNK_SIZE = 256
 # Images of equal size go through the network together, as many as have so many pixels at the largest

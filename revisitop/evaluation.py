@@ -1,4 +1,5 @@
 """From ground truth and feature stores to mAP and mP@k of every protocol."""
+import json
 import math
 from collections.abc import Sequence
 
@@ -7,16 +8,14 @@ import numpy as np
 from revisitop.counting import count_ranks
 from revisitop.groundtruth import GroundTruth
 from revisitop.metrics import MapResult, positions_without_junk, summarise
-from revisitop.protocol import protocols_of, split
+from revisitop.protocol import PROTOCOLS, protocols_of, split
+from revisitop.record import KAPPAS, METRICS, map_heading, title
 from revisitop.stores import Store, StoreError
-
-KAPPAS = (1, 5, 10)
-METRICS = ("mAP", *(f"mP@{k}" for k in KAPPAS))
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
-# What a result records of each store's manifest, where it is there
-RECORDED = ("model", "weights_digest", "scales", "cropped", "precision")
+# What a manifest says of its files alone; a result records the rest, which made the descriptors
+NOT_RECORDED = {"format", "version", "chunk_size"}
 DIGESTS = ("weights_digest", "model_digest")
 
 
@@ -35,8 +34,9 @@ def evaluate_stores(
         {"dataset", "queries", "database", "distractors" (numbers of images),
         "protocols": {"easy" | "medium" | "hard": {"mAP", "mP@1", "mP@5", "mP@10",
             "ap": [per query, None where it has no positive]}},
+        "query_names": [per query, as "ap"],
         "failed": {"query": [names], "database": [names], "distractors": number},
-        "protocol": {"ground_truth_sha256", "query", "database", "distractors" (settings)}}.
+        "protocol": how it was made, see `_record`}.
     A ground truth with ok/junk labels has the one protocol "plain". Raises StoreError where a
     store is damaged, does not hold the images, or was made by another model.
     """
@@ -56,30 +56,37 @@ def evaluate_stores(
         "distractors": sum(store.count for store in distractors),
         "protocols": {protocol: _as_json(_metrics(ground_truth, protocol, labelled, ranks))
                       for protocol in protocols_of(ground_truth)},
+        "query_names": ground_truth.queries,
         "failed": {"query": [name for name, _ in query.errors()],
                    "database": [name for name, _ in database.errors()],
                    "distractors": sum(int((store.status != 0).sum()) for store in distractors)},
-        "protocol": {"ground_truth_sha256": ground_truth.sha256, "query": _settings(query),
-                     "database": _settings(database),
-                     "distractors": [_settings(store) for store in distractors]},
+        "protocol": _record(ground_truth, query, database, distractors,
+                            double=bool(how.get("double"))),
     }
 
 
 def format_table(result: dict) -> str:
-    """The result of `evaluate_stores` as text, in percent."""
+    """The result of `evaluate_stores` as text, in percent.
+
+    mAP is called so alone where the queries were cropped to their boxes, as the protocol asks.
+    """
     failed = result["failed"]
-    lines = [f"{result['dataset']}: {result['queries']} queries, {result['database']} database "
-             f"images, {result['distractors']} distractors",
+    heading = map_heading([result])
+    widths = [max(8, len(heading) + 2), *(8 for _ in METRICS[1:])]
+    lines = [title(result),
              f"failed images: {len(failed['query'])} queries (AP 0), {len(failed['database'])} "
              f"database (never found), {failed['distractors']} distractors",
-             "", f"{'':8}" + "".join(f"{metric:>8}" for metric in METRICS) + "  queries scored"]
+             "", f"{'':8}" + _row((heading, *METRICS[1:]), widths) + "  queries scored"]
     for protocol, figures in result["protocols"].items():
         cells = ["-" if figures[metric] is None else f"{100 * figures[metric]:.2f}"
                  for metric in METRICS]
         scored = sum(ap is not None for ap in figures["ap"])
-        lines.append(f"{protocol.capitalize():8}" + "".join(f"{cell:>8}" for cell in cells)
-                     + f"{scored:>16}")
+        lines.append(f"{protocol.capitalize():8}{_row(cells, widths)}{scored:>16}")
     return "\n".join(lines)
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def _metrics(
@@ -105,8 +112,33 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+def _record(ground_truth: GroundTruth, query: Store, database: Store,
+            distractors: Sequence[Store], double: bool) -> dict:
+    """How a result is made, as plain data; None for what is not known.
+
+    {"ground_truth_sha256",
+     "labels": {protocol: {"ok": [labels], "junk": [labels]}}, "junk": what is done with these,
+     "score_precision": "float32" | "float64",
+     "query", "database": `_settings`, "query" always with "cropped"; "distractors": [those]}
+    """
+    labels = {protocol: {role: list(kinds) for role, kinds in PROTOCOLS[protocol].items()}
+              for protocol in protocols_of(ground_truth)}
+    return {
+        "ground_truth_sha256": ground_truth.sha256 or None,
+        "labels": labels,
+        "junk": "removed from the ranking",
+        "score_precision": "float64" if double else "float32",
+        "query": {"cropped": None, **_settings(query)},
+        "database": _settings(database),
+        "distractors": [_settings(store) for store in distractors],
+    }
+
+
 def _settings(store: Store) -> dict:
-    return {key: store.manifest[key] for key in RECORDED if key in store.manifest}
+    """What a store's manifest says of the images and of what made their descriptors."""
+    settings = {key: value for key, value in store.manifest.items() if key not in NOT_RECORDED}
+    # A threshold may be infinite, for which JSON has no word
+    return json.loads(json.dumps({"image_variant": None, **settings}), parse_constant=str)
 
 
 def _check_same_model(stores: list[Store]) -> None:
@@ -124,6 +156,9 @@ def _check_same_model(stores: list[Store]) -> None:
                 raise StoreError(f"stores {first.path} and {other.path} were made with different "
                                  f"weights ({key} {str(digests[0])[:12]} and "
                                  f"{str(digests[1])[:12]}): extract both with the same")
+        if first.manifest.get("whitening") != other.manifest.get("whitening"):
+            raise StoreError(f"of the stores {first.path} and {other.path} one was whitened, or each "
+                             "in another way: whiten both alike")
 
 
 def _match_names(store: Store, expected: list[str], what: str) -> np.ndarray:

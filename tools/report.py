@@ -37,6 +37,8 @@ def parse_args() -> argparse.Namespace:
         help="images of queries and database (default: jpg beside the ground truth)")
     add("--distractor-images", type=Path, metavar="FOLDER", help="(default: as --images)")
     add("--top", type=int, default=10, metavar="N", help="results per query (default: 10)")
+    add("--across", action="store_true",
+        help="show results of different protocols as well; the page says what differs")
     add("--json", type=Path, metavar="FILE", help="also write {NAME: result, ...} to FILE")
     add("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE",
         help="the page (default: report.html)")
@@ -47,10 +49,10 @@ def make_report(args: argparse.Namespace) -> tuple[Report, dict[str, dict]]:
     if not args.gnd:
         if args.stores or args.images or args.distractor_images:
             raise UserError("--stores and image folders need --gnd, the ground truth")
-        evaluations = load_evaluations(args.result)
+        evaluations = load_evaluations(args.result, across=args.across)
         return summarise(evaluations), evaluations
     ground_truth = open_ground_truth(args.gnd)
-    evaluations = load_evaluations(args.result, len(ground_truth.queries))
+    evaluations = load_evaluations(args.result, len(ground_truth.queries), args.across)
     stores = open_stores(args.stores, list(evaluations))
     folders = ImageFolders(args.images or args.gnd.parent / "jpg", args.distractor_images)
     return gather_report(evaluations, ground_truth, stores, folders, args.top), evaluations

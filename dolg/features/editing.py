@@ -32,6 +32,9 @@ def merge(stores: Sequence[FeatureStore], path: Path) -> None:
     if len(set(names)) < len(names):
         double = Counter(names).most_common(1)[0][0]
         raise UserError(f"the stores name an image twice: {double}")
+    cropped = {store.manifest.get("cropped") for store in stores}
+    if len(cropped) == 1:
+        first.update(_kept(stores[0], ["cropped"]))
     _write(path, [(store, np.arange(store.count)) for store in stores], first)
 
 
@@ -42,14 +45,20 @@ def subset(store: FeatureStore, names: Sequence[str], path: Path) -> None:
     if missing:
         raise UserError(f"the store {store.path} lacks {len(missing)} of {len(names)} images, such as "
                         f"{missing[0]}")
-    _write(path, [(store, np.array([row_of[name] for name in names]))], _made_by(store))
+    made_by = {**_made_by(store), **_kept(store, ["cropped"])}
+    _write(path, [(store, np.array([row_of[name] for name in names]))], made_by)
 
 
 def project(store: FeatureStore, path: Path, whitening: Whitening | None,
             local: Whitening | None = None, made_by: dict | None = None) -> None:
     """A store's descriptors, and its local features, after a whitening each; None leaves them."""
-    _write(path, [(store, np.arange(store.count))], {**_made_by(store), **(made_by or {})},
-           whitening, local)
+    made_by = {**_made_by(store), **_kept(store, ["cropped", "images_digest"]), **(made_by or {})}
+    _write(path, [(store, np.arange(store.count))], made_by, whitening, local)
+
+
+def _kept(store: FeatureStore, keys: Sequence[str]) -> dict:
+    """What a manifest says of the images and is still true of the new store's."""
+    return {key: store.manifest[key] for key in keys if key in store.manifest}
 
 
 def _made_by(store: FeatureStore) -> dict:

@@ -133,6 +133,8 @@ def _open_writer(cfg, extractor: Extractor, name: str, source: ImageSource,
                 provenance: dict) -> StoreWriter:
     """The store `name` of the images of `source`, to be filled."""
     cropped = name.endswith("/query") and bool(source.boxes)
+    if cfg.INFER.IMAGE_VARIANT:
+        provenance = {**provenance, "image_variant": cfg.INFER.IMAGE_VARIANT}
     return StoreWriter(
         _out_dir(cfg) / name, source.names, extractor.dim, cfg.INFER.CHUNK_SIZE,
         {**provenance, "images_digest": source.digest(), "cropped": cropped},

@@ -1,6 +1,5 @@
 """What a report shows, as plain data, and how it is gathered from files."""
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,9 @@ from dolg.errors import UserError
 from dolg.report.thumbnails import find_image
 from dolg.search.exact import top_k
 from revisitop.groundtruth import GroundTruth, GroundTruthError, load_ground_truth
+from revisitop.record import (
+    ResultError, check_comparable, differences, load_result, map_heading,
+)
 from revisitop.stores import Store, StoreError
 
 PROTOCOLS = ("easy", "medium", "hard")
@@ -47,21 +49,30 @@ class Query:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: what revisitop/evaluate.py wrote, under a name."""
+    """One row of the table: what revisitop/evaluate.py wrote, under a name.
+
+    differs: how its protocol differs from the first method's, in words; empty where it does not.
+    """
 
     name: str
     evaluation: dict
+    differs: str = ""
 
     def value(self, protocol: str, metric: str) -> float | None:
         """mAP, mP@1, mP@5 or mP@10 in 0..1; None where it is not defined."""
         return self.evaluation["protocols"][protocol].get(metric)
 
     def detail(self) -> str:
-        """The sizes of what was searched, where the evaluation gives them."""
+        """What was searched, where the evaluation says so, and what is unusual in its protocol."""
         counts = [(self.evaluation.get(key), unit) for key, unit in
                   (("database", "images"), ("distractors", "distractors"))]
-        return ", ".join(f"{count:,} {unit}" for count, unit in counts
-                         if isinstance(count, int) and count > 0)
+        parts = [f"{count:,} {unit}" for count, unit in counts
+                 if isinstance(count, int) and count > 0]
+        if "protocol" in self.evaluation and (heading := map_heading([self.evaluation])) != "mAP":
+            parts.append(heading)
+        if self.differs:
+            parts.append(f"differs from the first in {self.differs}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class ImageFolders:
 
 def summarise(evaluations: dict[str, dict]) -> Report:
     """A report of the table alone, for want of a ground truth: method name -> evaluation."""
-    methods = [Method(name, evaluation) for name, evaluation in evaluations.items()]
+    methods = _methods(evaluations)
     return Report(str(methods[0].evaluation.get("dataset", "an unnamed data set")), methods, [])
 
 
@@ -127,8 +138,13 @@ def gather_report(
         counts = {label: len(indexes) for label, indexes in _labelled(ground_truth, q).items()}
         queries.append(Query(q, name, folders.find(name), ground_truth.boxes[q], counts, ap,
                              {method: hits[method][q] for method in hits}))
-    methods = [Method(name, evaluation) for name, evaluation in evaluations.items()]
-    return Report(ground_truth.name, methods, queries)
+    return Report(ground_truth.name, _methods(evaluations), queries)
+
+
+def _methods(evaluations: dict[str, dict]) -> list[Method]:
+    first = next(iter(evaluations.values()))
+    return [Method(name, evaluation, "; ".join(differences(first, evaluation)))
+            for name, evaluation in evaluations.items()]
 
 
 def _hits(
@@ -201,22 +217,32 @@ def open_stores(groups: Sequence[Sequence[str]], methods: Sequence[str]) -> dict
 
 
 def load_evaluations(
-    pairs: Sequence[tuple[str, Path]], queries: int | None = None
+    pairs: Sequence[tuple[str, Path]], queries: int | None = None, across: bool = False,
 ) -> dict[str, dict]:
     """The evaluation of each (name, file), in the order given; checked as load_evaluation does.
 
-    Raises UserError also for a name given twice and for evaluations of different data sets.
+    Raises UserError also for a name given twice and, unless `across`, for evaluations of different
+    data sets, or made by protocols that differ.
     """
     evaluations: dict[str, dict] = {}
     for name, path in pairs:
         if name in evaluations:
             raise UserError(f"two results are called {name!r}; give each its own name")
         evaluations[name] = load_evaluation(path, queries)
+    if not across:
+        _check_comparable(evaluations)
+    return evaluations
+
+
+def _check_comparable(evaluations: dict[str, dict]) -> None:
     datasets = {name: evaluation.get("dataset") for name, evaluation in evaluations.items()}
     if len(set(map(str, datasets.values()))) > 1:
         raise UserError("results of different data sets cannot be compared: " + ", ".join(
             f"{name} is of {dataset}" for name, dataset in datasets.items()))
-    return evaluations
+    try:
+        check_comparable(evaluations)
+    except ResultError as error:
+        raise UserError(str(error)) from None
 
 
 def load_evaluation(path: Path, queries: int | None = None) -> dict:
@@ -226,41 +252,6 @@ def load_evaluation(path: Path, queries: int | None = None) -> dict:
     such a result, and where its lists of AP have another length than `queries`.
     """
     try:
-        evaluation = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); give what revisitop/evaluate.py "
-                        "--json wrote") from error
-    problem = _problem(evaluation, queries)
-    if problem:
-        raise UserError(f"{path} is not a result of revisitop/evaluate.py"
-                        f"{' for this ground truth' if queries else ''}: {problem}")
-    return evaluation
-
-
-def _problem(evaluation: object, queries: int | None) -> str:
-    """What is wrong with an evaluation, in words; empty if nothing is."""
-    protocols = evaluation.get("protocols") if isinstance(evaluation, dict) else None
-    if not isinstance(protocols, dict):
-        return 'it has no "protocols"'
-    for name in PROTOCOLS:
-        protocol = protocols.get(name)
-        if not isinstance(protocol, dict) or not isinstance(protocol.get("ap"), list):
-            return f'protocol "{name}" has no list "ap"'
-        if "mAP" not in protocol:
-            return f'protocol "{name}" has no "mAP"'
-        figures = [*protocol["ap"], *(protocol.get(m) for m in ("mAP", "mP@1", "mP@5", "mP@10"))]
-        if not all(_is_share(figure) for figure in figures):
-            return f'protocol "{name}" holds a figure that is not in 0..1 or null'
-        if queries is not None and len(protocol["ap"]) != queries:
-            return (f'protocol "{name}" has AP for {len(protocol["ap"])} queries, '
-                    f"the ground truth has {queries}")
-    return ""
-
-
-def _is_share(figure: object) -> bool:
-    if figure is None:
-        return True
-    is_number = isinstance(figure, (int, float)) and not isinstance(figure, bool)
-    return is_number and 0 <= figure <= 1 + 1e-6  # a sum of trapezoids may round to above 1
+        return load_result(path, PROTOCOLS, queries)
+    except ResultError as error:
+        raise UserError(str(error)) from None

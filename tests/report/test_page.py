@@ -240,6 +240,61 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path):
         load_evaluations([("a", tmp_path / "a.json"), ("b", tmp_path / "b.json")], 1)
 
 
+def recorded(cropped, distractors=0, **changes):
+    """An evaluation that says by which protocol it was made."""
+    record = {"ground_truth_sha256": "a" * 64, "query": {"cropped": cropped}, **changes}
+    return {**evaluation([1.0], [0.5], [None]), "distractors": distractors, "protocol": record}
+
+
+def write_pairs(folder, **evaluations):
+    """[name, file] of each evaluation."""
+    for name, content in evaluations.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return [(name, folder / f"{name}.json") for name in evaluations]
+
+
+@pytest.mark.parametrize("other, words", [
+    (recorded(True, 30), "number of distractors: 0 and 30"),
+    (recorded(False), "queries cropped: yes and no"),
+    (recorded(True, ground_truth_sha256="b" * 64), "aaaaaaaaaaaa and bbbbbbbbbbbb"),
+    (evaluation([1.0], [0.5], [None]), "queries cropped: yes and unknown")])
+def test_results_of_different_protocols_are_refused(tmp_path, other, words):
+    pairs = write_pairs(tmp_path, a=recorded(True), b=recorded(True), c=other)
+    assert list(load_evaluations(pairs[:2])) == ["a", "b"]
+    with pytest.raises(UserError, match=f"a and c cannot be compared, they differ in .*{words}"):
+        load_evaluations(pairs)
+    assert load_evaluations(pairs, across=True)["c"] == other
+
+
+def test_results_without_a_record_are_loaded(tmp_path):
+    pairs = write_pairs(tmp_path, a=evaluation([1.0], [0.5], [None]),
+                        b=evaluation([1.0], [0.75], [None]))
+    assert list(load_evaluations(pairs)) == ["a", "b"]
+
+
+def test_methods_say_what_is_unusual_in_their_protocol():
+    assert Method("a", recorded(True)).detail() == "4 images"
+    assert Method("a", recorded(False)).detail() == "4 images, mAP (queries not cropped)"
+    assert Method("a", recorded(None)).detail() == "4 images, mAP (cropping unknown)"
+    assert Method("a", evaluation([1.0], [0.5], [None])).detail() == "4 images"
+
+
+def test_command_shows_different_protocols_only_where_asked(run_tool, tmp_path):
+    pairs = write_pairs(tmp_path, a=recorded(True), b=recorded(True, 30))
+    options = [option for pair in pairs for option in ("--result", *pair)]
+    page = tmp_path / "page.html"
+    done = run_tool("tools/report.py", *options, "-o", page)
+    assert done.returncode == 1 and not page.exists()
+    assert done.stderr == ("error: a and b cannot be compared, they differ in number of "
+                           "distractors: 0 and 30 (--across compares them all the same)\n")
+    done = run_tool("tools/report.py", *options, "-o", page, "--across")
+    assert done.returncode == 0, done.stderr
+    text = Page(page.read_text(encoding="utf-8")).text()
+    assert "a 4 images 50.00" in text
+    assert ("b 4 images, 30 distractors, differs from the first in number of distractors: 0 and 30"
+            in text)
+
+
 FAILED_QUERY, FAILED_IMAGE = 3, 34
 
 

@@ -1,0 +1,182 @@
+"""Rankings kept in files and evaluated, and the commands that make them."""
+import json
+import pickle
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from dolg.errors import UserError
+from dolg.search.collection import Collection, store_digest
+from dolg.search.diffusion import diffusion, normalised_affinity
+from dolg.search.kreciprocal import k_reciprocal
+from dolg.search.methods import make_ranking
+from dolg.search.neighbours import nearest
+from dolg.search.rankings import Ranking, best_of, evaluate_ranking
+from revisitop import evaluate_stores, load_ground_truth
+from revisitop.stores import StoreError
+
+
+@pytest.mark.parametrize("k", [1, 3, 9, 30])
+def test_the_best_of_sparse_rows(k):
+    rng = np.random.default_rng(k)
+    dense = rng.integers(-2, 4, (12, 20)) * (rng.random((12, 20)) < 0.4)
+    dense[5] = 0
+    indexes, scores = best_of(sparse.csr_matrix(dense.astype(np.float32)), k)
+    for row, values in enumerate(dense):
+        expected = sorted((j for j in range(20) if values[j]), key=lambda j: (-values[j], j))[:k]
+        assert indexes[row].tolist() == expected + [-1] * (k - len(expected))
+        assert scores[row].tolist() == [values[j] for j in expected] + [-np.inf] * (k - len(expected))
+
+
+@pytest.fixture
+def world(make_store, tmp_path):
+    """Stores whose rows are in another order than the ground truth's, some images failed."""
+    rng = np.random.default_rng(0)
+    images, queries = [f"image {i}" for i in range(40)], [f"query {i}" for i in range(6)]
+    entries = []
+    for _ in queries:
+        parts = np.split(rng.permutation(40)[:24], [8, 16])
+        entries.append({**{kind: part.tolist() for kind, part in zip(("easy", "hard", "junk"), parts)},
+                        "bbx": [0, 0, 9, 9]})
+    gnd = tmp_path / "gnd_toy.pkl"
+    gnd.write_bytes(pickle.dumps({"imlist": images, "qimlist": queries, "gnd": entries}))
+    tables = [rng.normal(size=(count, 5)).astype(np.float32) for count in (6, 40, 25)]
+    tables = [table / np.linalg.norm(table, axis=1, keepdims=True) for table in tables]
+    tables[0][2], tables[1][[7, 30]], tables[2][4] = np.nan, np.nan, np.nan
+    orders = [rng.permutation(6), rng.permutation(40)]
+    stores = [
+        make_store("query", tables[0][orders[0]], 4, [queries[i] for i in orders[0]]),
+        make_store("database", tables[1][orders[1]], 7, [images[i] for i in orders[1]]),
+        make_store("distractors", tables[2], 9)]
+    return {"gnd": gnd, "entries": entries, "stores": stores, "orders": orders}
+
+
+def by_inner_product(world, k):
+    """The ranking by similarity, of the stores' rows, by sorting."""
+    query, database, distractors = world["stores"]
+    collection = Collection([database, distractors])
+    found = nearest(np.asarray(query.global_descriptors()), collection, k)
+    return Ranking(found.indexes.astype(np.int64), found.similarities.astype(np.float64),
+                   {"method": "none", "k": k}, store_digest(query), collection.digests)
+
+
+def test_a_whole_ranking_has_the_figures_of_the_stores(world):
+    truth = load_ground_truth(world["gnd"])
+    query, database, distractors = world["stores"]
+    mine = evaluate_ranking(truth, by_inner_product(world, 65), query, database, [distractors])
+    expected = evaluate_stores(truth, query, database, [distractors], double=True)
+    assert mine["protocol"].pop("reranking") == {"method": "none", "k": 65}
+    assert mine == expected
+    assert mine["protocols"]["medium"]["mAP"] > 0 and mine["failed"]["query"] == ["query 2"]
+
+
+def slow_ap(row, ok, junk):
+    """The original's trapezoids, over all positives; row: ground-truth indexes, best first."""
+    row = [image for image in row if image not in junk]
+    places = [place for place, image in enumerate(row) if image in ok]
+    total = 0.0
+    for found, place in enumerate(places):
+        before = found / place if place else 1.0
+        total += (before + (found + 1) / (place + 1)) / 2 / len(ok)
+    return total
+
+
+def test_a_cut_ranking_divides_by_all_positives(world):
+    truth = load_ground_truth(world["gnd"])
+    query, database, distractors = world["stores"]
+    ranking = by_inner_product(world, 12)
+    mine = evaluate_ranking(truth, ranking, query, database, [distractors])
+    row_of_query = np.argsort(world["orders"][0])
+    for q, entry in enumerate(world["entries"]):
+        row = [world["orders"][1][i] if i < 40 else 1000 + i
+               for i in ranking.indexes[row_of_query[q]] if i >= 0]
+        for protocol, ok, junk in (("easy", ("easy",), ("hard", "junk")),
+                                   ("medium", ("easy", "hard"), ("junk",)),
+                                   ("hard", ("hard",), ("easy", "junk"))):
+            positive, ignored = ({i for kind in kinds for i in entry[kind]} for kinds in (ok, junk))
+            assert mine["protocols"][protocol]["ap"][q] == pytest.approx(
+                slow_ap(row, positive, ignored), abs=1e-12)
+
+
+def test_files(world, tmp_path):
+    ranking = by_inner_product(world, 5)
+    ranking.save(tmp_path / "new" / "r.npz")
+    again = Ranking.load(tmp_path / "new" / "r.npz")
+    for name, value in vars(ranking).items():
+        np.testing.assert_array_equal(getattr(again, name), value)
+    (tmp_path / "text.npz").write_text("no")
+    np.savez(tmp_path / "evil.npz", indexes=np.array([{}], object), scores=np.zeros(1),
+             about=np.array("{}"))
+    np.savez(tmp_path / "other.npz", indexes=np.zeros((2, 3)), scores=np.zeros((2, 3)), about=np.array(
+        json.dumps({"settings": {}, "query": "", "database": []})))
+    np.savez(tmp_path / "less.npz", indexes=np.zeros((2, 3), int))
+    np.save(tmp_path / "table.npy", np.zeros(3))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "new" / "r.npz").read_bytes()[:-30])
+    for name in ("text.npz", "evil.npz", "other.npz", "less.npz", "table.npy", "cut.npz"):
+        with pytest.raises(UserError, match=f"{name} is no ranking"):
+            Ranking.load(tmp_path / name)
+    with pytest.raises(UserError, match="No such file"):
+        Ranking.load(tmp_path / "absent.npz")
+
+
+def test_rankings_of_other_stores_are_refused(world, make_store):
+    truth, ranking = load_ground_truth(world["gnd"]), by_inner_product(world, 5)
+    query, database, distractors = world["stores"]
+
+    def refused(message, changed, *stores, error=UserError):
+        made = Ranking(**{**vars(ranking), **changed})
+        with pytest.raises(error, match=message):
+            evaluate_ranking(truth, made, *stores)
+
+    table = np.asarray(database.global_descriptors())
+    other = make_store("other", table + 1, 7, database.names)
+    refused("another store than .*other", {}, query, other, [distractors])
+    refused("made of 2 stores", {}, query, database)
+    refused("made of another store", {}, database, database, [distractors])
+    refused("damaged", {"indexes": ranking.indexes + 65}, query, database, [distractors])
+    refused("damaged", {"indexes": ranking.indexes[1:]}, query, database, [distractors])
+    refused("damaged", {"indexes": np.zeros_like(ranking.indexes)}, query, database, [distractors])
+    refused("dimensions", {}, query, make_store("wide", np.ones((40, 6)), 7, database.names),
+            error=StoreError)
+
+
+@pytest.mark.parametrize("method, settings", [("kreciprocal", {"k": 30, "k1": 8, "k2": 3}),
+                                              ("diffusion", {"k": 30, "k_graph": 8, "truncate": 20})])
+def test_methods_on_stores(world, method, settings, tmp_path):
+    query, *parts = world["stores"]
+    collection = Collection(parts)
+    ranking = make_ranking(method, query, collection, tmp_path / "lists", settings)
+    queries = np.asarray(query.global_descriptors())
+    database = np.concatenate([np.asarray(store.global_descriptors()) for store in parts])
+    lists = nearest(database, database, 8, np.arange(65))
+    if method == "kreciprocal":
+        expected = k_reciprocal(queries, database, lists, 30, 8, 3, 0.3)
+    else:
+        expected = diffusion(queries, database, normalised_affinity(lists, 8, 3.0), 30, truncate=20)
+    np.testing.assert_array_equal(ranking.indexes, expected[0])
+    np.testing.assert_array_equal(ranking.scores, expected[1])
+    assert ranking.settings["method"] == method and ranking.settings.items() > settings.items()
+    with pytest.raises(UserError, match="did you mean"):
+        make_ranking("kreciprocol", query, collection, tmp_path / "lists", {})
+
+
+@pytest.mark.parametrize("command", ["kreciprocal", "diffusion"])
+def test_the_commands(world, command, run_tool, tmp_path):
+    query, database, distractors = world["stores"]
+    out, figures = tmp_path / "ranking.npz", tmp_path / "figures.json"
+    options = ["--query", query.path, "--database", database.path, distractors.path, "--output", out,
+               "--gnd", world["gnd"], "--device", "cpu"]
+    done = run_tool("tools/expand.py", command, *options, "--json", figures, "--k", 65)
+    assert done.returncode == 0, done.stderr
+    ranking, result = Ranking.load(out), json.loads(figures.read_text())
+    truth = load_ground_truth(world["gnd"])
+    assert result == json.loads(json.dumps(
+        evaluate_ranking(truth, ranking, query, database, [distractors])))
+    assert result["protocol"]["reranking"]["method"] == command == ranking.settings["method"]
+    for protocol, values in result["protocols"].items():
+        line = next(line for line in done.stdout.splitlines() if line.startswith(protocol.title()))
+        assert f"{100 * values['mAP']:.2f}" == line.split()[1]
+    done = run_tool("tools/expand.py", command, *options, "--k", 0)
+    assert done.returncode == 1 and "must be at least" in done.stderr
+    assert done.stderr.count("\n") == 1
