@@ -14,7 +14,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from revisitop.comparison import LEVEL, Comparison, compare_aps, points  # noqa: E402
-from revisitop.evaluate import UsageError, _Parser, write_json  # noqa: E402
+from revisitop.evaluate import UsageError, Parser, write_json  # noqa: E402
 from revisitop.record import (  # noqa: E402
     ResultError, check_comparable, differences, load_result, map_heading, title,
 )
@@ -33,7 +33,7 @@ class Pair(NamedTuple):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(description="A table of results, and for each after the first whether it "
+    parser = Parser(description="A table of results, and for each after the first whether it "
                                  "differs from the first by more than chance.")
     add = parser.add_argument
     add("results", nargs="+", metavar="RESULT.json",

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from revisitop.counting import count_ranks
-from revisitop.evaluation import _check_same_model, _match_names, _record
+from revisitop.evaluation import check_same_model, match_names, protocol_record
 from revisitop.groundtruth import GroundTruth
 from revisitop.metrics import average_precision, positions_without_junk
 from revisitop.protocol import protocols_of, split
@@ -83,9 +83,9 @@ def evaluate_lists(
     """
     if not cutoffs or any(k != int(k) or k < 1 for k in cutoffs):
         raise ValueError(f"cutoffs are {list(cutoffs)}: give whole numbers from 1")
-    _check_same_model([query, database, *distractors])
-    query_index = _match_names(query, ground_truth.queries, "queries")
-    images = _match_names(database, ground_truth.images, "database images")
+    check_same_model([query, database, *distractors])
+    query_index = match_names(query, ground_truth.queries, "queries")
+    images = match_names(database, ground_truth.images, "database images")
     rows = np.argsort(query_index)
     descriptors, failed = query.rows(rows), query.status[rows] != 0
     descriptors[failed] = 0
@@ -101,7 +101,7 @@ def evaluate_lists(
         "failed": {"query": [name for name, _ in query.errors()],
                    "database": [name for name, _ in database.errors()],
                    "distractors": sum(int((store.status != 0).sum()) for store in distractors)},
-        "protocol": _record(ground_truth, query, database, distractors,
+        "protocol": protocol_record(ground_truth, query, database, distractors,
                             double=bool(how.get("double"))),
     }
 

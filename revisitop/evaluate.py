@@ -21,13 +21,15 @@ class UsageError(ValueError):
     """Arguments that cannot be used."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Arguments whose mistakes are UsageError."""
+
     def error(self, message: str):
         raise UsageError(f"{message}; --help lists the arguments")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(description="mAP and mP@k of feature stores on a benchmark in the format of "
+    parser = Parser(description="mAP and mP@k of feature stores on a benchmark in the format of "
                                  "Revisited Oxford and Paris (Easy, Medium, Hard).")
     add = parser.add_argument
     add("--gnd", required=True, metavar="FILE.pkl", help="ground truth, gnd_NAME.pkl")

@@ -36,13 +36,13 @@ def evaluate_stores(
             "ap": [per query, None where it has no positive]}},
         "query_names": [per query, as "ap"],
         "failed": {"query": [names], "database": [names], "distractors": number},
-        "protocol": how it was made, see `_record`}.
+        "protocol": how it was made, see `protocol_record`}.
     A ground truth with ok/junk labels has the one protocol "plain". Raises StoreError where a
     store is damaged, does not hold the images, or was made by another model.
     """
-    _check_same_model([query, database, *distractors])
-    query_index = _match_names(query, ground_truth.queries, "queries")
-    images = _match_names(database, ground_truth.images, "database images")
+    check_same_model([query, database, *distractors])
+    query_index = match_names(query, ground_truth.queries, "queries")
+    images = match_names(database, ground_truth.images, "database images")
     rows = np.argsort(query_index)
     descriptors, broken = query.rows(rows), query.status[rows] != 0
     descriptors[broken] = 0
@@ -54,13 +54,13 @@ def evaluate_stores(
         "queries": query.count,
         "database": database.count,
         "distractors": sum(store.count for store in distractors),
-        "protocols": {protocol: _as_json(_metrics(ground_truth, protocol, labelled, ranks))
+        "protocols": {protocol: as_json(metrics_of(ground_truth, protocol, labelled, ranks))
                       for protocol in protocols_of(ground_truth)},
         "query_names": ground_truth.queries,
         "failed": {"query": [name for name, _ in query.errors()],
                    "database": [name for name, _ in database.errors()],
                    "distractors": sum(int((store.status != 0).sum()) for store in distractors)},
-        "protocol": _record(ground_truth, query, database, distractors,
+        "protocol": protocol_record(ground_truth, query, database, distractors,
                             double=bool(how.get("double"))),
     }
 
@@ -89,7 +89,7 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
-def _metrics(
+def metrics_of(
     ground_truth: GroundTruth, protocol: str, labelled: list[np.ndarray], ranks: list[np.ndarray]
 ) -> MapResult:
     """Metrics of one protocol from the ranks of the labelled images."""
@@ -102,7 +102,8 @@ def _metrics(
     return summarise(positions, [len(entry["ok"]) for entry in entries], KAPPAS)
 
 
-def _as_json(metrics: MapResult) -> dict:
+def as_json(metrics: MapResult) -> dict:
+    """Means, and AP per query as "ap"; None where there is no positive."""
     figures = dict(zip(METRICS, map(_or_none, (metrics.map, *metrics.mpr.tolist()))))
     return {**figures, "ap": [_or_none(ap) for ap in metrics.aps.tolist()]}
 
@@ -112,7 +113,7 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _record(ground_truth: GroundTruth, query: Store, database: Store,
+def protocol_record(ground_truth: GroundTruth, query: Store, database: Store,
             distractors: Sequence[Store], double: bool) -> dict:
     """How a result is made, as plain data; None for what is not known.
 
@@ -141,8 +142,8 @@ def _settings(store: Store) -> dict:
     return json.loads(json.dumps({"image_variant": None, **settings}), parse_constant=str)
 
 
-def _check_same_model(stores: list[Store]) -> None:
-    """All stores must have descriptors that can be compared with those of the first."""
+def check_same_model(stores: list[Store]) -> None:
+    """Raise StoreError where stores' descriptors cannot be compared with those of the first."""
     first = stores[0]
     if not first.dim:
         raise StoreError(f"store {first.path} has local features alone, and no descriptors")
@@ -161,8 +162,8 @@ def _check_same_model(stores: list[Store]) -> None:
                              "in another way: whiten both alike")
 
 
-def _match_names(store: Store, expected: list[str], what: str) -> np.ndarray:
-    """Index in `expected` of each of the store's rows; both must have the same images.
+def match_names(store: Store, expected: list[str], what: str) -> np.ndarray:
+    """Index in `expected` of each of the store's rows; StoreError unless both have the same images.
 
     A store may add the ending of the image file to a name that has none in the ground truth.
     """
@@ -173,16 +174,16 @@ def _match_names(store: Store, expected: list[str], what: str) -> np.ndarray:
     if not present.all():
         missing = [expected[i] for i in np.flatnonzero(~present)]
         raise StoreError(f"store {store.path} lacks {len(missing)} of the {len(expected)} {what} "
-                         f"that the ground truth names: {_some(missing)}")
+                         f"that the ground truth names: {some_names(missing)}")
     strangers = [store.names[row] for row in np.flatnonzero(indexes < 0)]
     if strangers:
         advice = "; pass them by --distractors" if what == "database images" else ""
         raise StoreError(f"store {store.path} has {len(strangers)} images that are not among the "
-                         f"{what} of the ground truth: {_some(strangers)}{advice}")
+                         f"{what} of the ground truth: {some_names(strangers)}{advice}")
     if len(indexes) > len(expected):
         repeated = [expected[i] for i in np.flatnonzero(np.bincount(indexes) > 1)]
         raise StoreError(f"store {store.path} has {len(repeated)} images more than once: "
-                         f"{_some(repeated)}")
+                         f"{some_names(repeated)}")
     return indexes
 
 
@@ -194,5 +195,6 @@ def _find(index_of: dict[str, int], name: str) -> int:
     return index_of.get(name, -1)
 
 
-def _some(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
+    """The first few, for a message."""
     return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -18,8 +18,8 @@ if __name__ == "__main__" and not __package__:
     # Run as a file, the search path begins with this folder in place of the one around it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from revisitop.evaluate import UsageError, _Parser  # noqa: E402
-from revisitop.evaluation import _metrics, _some  # noqa: E402
+from revisitop.evaluate import UsageError, Parser  # noqa: E402
+from revisitop.evaluation import metrics_of, some_names  # noqa: E402
 from revisitop.groundtruth import (  # noqa: E402
     GroundTruth, GroundTruthError, load_ground_truth,
 )
@@ -36,7 +36,7 @@ class FeaturesError(ValueError):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(description="Evaluate the descriptors that DOLG and revisitop save, and print "
+    parser = Parser(description="Evaluate the descriptors that DOLG and revisitop save, and print "
                                  "what their example_evaluate.py prints.")
     add = parser.add_argument
     add("--gnd", required=True, metavar="FILE.pkl", help="ground truth, gnd_NAME.pkl")
@@ -104,7 +104,7 @@ def evaluate(truth: GroundTruth, queries: np.ndarray, database: np.ndarray,
     dtype = np.result_type(queries, database, distractors, np.float32)
     labelled = [np.concatenate(list(entry.values())) for entry in truth.labels]
     ranks = rank_labelled(queries.astype(dtype), database.astype(dtype), distractors, labelled)
-    return {protocol: _metrics(truth, protocol, labelled, ranks)
+    return {protocol: metrics_of(truth, protocol, labelled, ranks)
             for protocol in protocols_of(truth)}
 
 
@@ -134,7 +134,7 @@ def _entries_of(entries: dict, names: Sequence[str], path: Path) -> np.ndarray:
     keys = [f"{name}.jpg" if f"{name}.jpg" in entries else name for name in names]
     if missing := [f"{key}.jpg" for key in keys if key not in entries]:
         raise FeaturesError(f"{path} lacks {len(missing)} of {len(names)} images that the ground "
-                            f"truth names: {_some(missing)}")
+                            f"truth names: {some_names(missing)}")
     rows = [np.asarray(entries[key]).reshape(-1) for key in keys]
     if len({row.shape for row in rows}) > 1 or any(row.dtype.kind not in "fiu" for row in rows):
         raise FeaturesError(f"{path} holds something else than descriptors of one length")

@@ -23,7 +23,7 @@ if __name__ == "__main__" and not __package__:
     # Run as a file, the search path begins with this folder in place of the one around it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from revisitop.evaluate import UsageError, _Parser, write_json  # noqa: E402
+from revisitop.evaluate import UsageError, Parser, write_json  # noqa: E402
 from revisitop.tables import TableError, read_table, sha256  # noqa: E402
 
 SUBSETS = ("Public", "Private")
@@ -238,7 +238,7 @@ def _landmark(word: str, place: str) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(description="Google Landmarks v2: mAP@100, mP@k and the place of the first "
+    parser = Parser(description="Google Landmarks v2: mAP@100, mP@k and the place of the first "
                                  "correct image (retrieval), or GAP and top-1 accuracy "
                                  "(recognition), of the public and the private test images.")
     add = parser.add_argument

@@ -34,7 +34,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from revisitop.cutoff import evaluate_lists, format_table  # noqa: E402
-from revisitop.evaluate import UsageError, _Parser, write_json  # noqa: E402
+from revisitop.evaluate import UsageError, Parser, write_json  # noqa: E402
 from revisitop.evaluation import IMAGE_SUFFIXES  # noqa: E402
 from revisitop.groundtruth import Box, GroundTruth, GroundTruthError  # noqa: E402
 from revisitop.stores import Store, StoreError  # noqa: E402
@@ -191,7 +191,7 @@ def _lines(file: Path, digest) -> list[tuple[int, str]]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(description="mAP@k, hit@k, found@k and mP@k of feature stores on a benchmark "
+    parser = Parser(description="mAP@k, hit@k, found@k and mP@k of feature stores on a benchmark "
                                  "with plain labels: positives and junk.")
     truth = parser.add_mutually_exclusive_group(required=True)
     truth.add_argument("--csv", metavar="FILE", help="ground truth: query,positives,junk,box")

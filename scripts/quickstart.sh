@@ -39,7 +39,8 @@ score trained_distractors trained --distractors "$OUT/features/trained/distracto
 
 say "5/5  the page of results"
 UNTRAINED="$OUT/features/untrained" TRAINED="$OUT/features/trained"
-python tools/report.py --gnd "$DATA/synthetic/gnd_synthetic.pkl" \
+# --across: with and without distractors on one page
+python tools/report.py --across --gnd "$DATA/synthetic/gnd_synthetic.pkl" \
     --distractor-images "$DATA/synthetic/distractors" \
     --result untrained "$OUT/untrained.json" \
     --stores untrained "$UNTRAINED/synthetic/query" "$UNTRAINED/synthetic/database" \

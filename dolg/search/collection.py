@@ -41,10 +41,13 @@ class Collection:
 
 
 def store_digest(store: FeatureStore) -> str:
-    """SHA-256 of a store's manifest and its chunks' digests: of all that is in it."""
-    chunks = [store.chunk(index) for index in range(store.num_chunks)]
-    content = [store.manifest, [chunk.digest or file_digest(chunk.file) for chunk in chunks]]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a store's manifest, its names and its chunks' digests: of all that is in it."""
+    digest = hashlib.sha256(json.dumps(store.manifest, sort_keys=True).encode())
+    for index in range(store.num_chunks):
+        chunk = store.chunk(index)
+        content = [chunk.names, chunk.digest or file_digest(chunk.file)]
+        digest.update(json.dumps(content).encode())
+    return digest.hexdigest()
 
 
 def as_chunks(database: np.ndarray | Iterable[np.ndarray]) -> Iterable[np.ndarray]:

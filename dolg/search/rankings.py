@@ -13,7 +13,7 @@ from dolg.features.store import FeatureStore
 from dolg.files import atomic_file
 from dolg.search.collection import store_digest
 from revisitop.evaluation import (
-    KAPPAS, _as_json, _check_same_model, _match_names, _record)
+    KAPPAS, as_json, check_same_model, match_names, protocol_record)
 from revisitop.groundtruth import GroundTruth
 from revisitop.metrics import compute_map
 from revisitop.protocol import protocols_of, split
@@ -93,10 +93,10 @@ def evaluate_ranking(
     that these have not, and StoreError as `evaluate_stores` does.
     """
     stores = [database_store, *distractor_stores]
-    _check_same_model([query_store, *stores])
+    check_same_model([query_store, *stores])
     _check_made_of(ranking, query_store, stores)
-    query_index = _match_names(query_store, ground_truth.queries, "queries")
-    images = _match_names(database_store, ground_truth.images, "database images")
+    query_index = match_names(query_store, ground_truth.queries, "queries")
+    images = match_names(database_store, ground_truth.images, "database images")
     # Distractors keep their indexes, which are above those of all labelled images
     is_database = (ranking.indexes >= 0) & (ranking.indexes < database_store.count)
     indexes = ranking.indexes.copy()
@@ -107,14 +107,14 @@ def evaluate_ranking(
         "queries": query_store.count,
         "database": database_store.count,
         "distractors": sum(store.count for store in distractor_stores),
-        "protocols": {protocol: _as_json(compute_map(ranks, split(ground_truth, protocol), KAPPAS))
+        "protocols": {protocol: as_json(compute_map(ranks, split(ground_truth, protocol), KAPPAS))
                       for protocol in protocols_of(ground_truth)},
         "query_names": ground_truth.queries,
         "failed": {"query": [name for name, _ in query_store.errors()],
                    "database": [name for name, _ in database_store.errors()],
                    "distractors": sum(int((store.status != 0).sum()) for store in distractor_stores)},
         # Inner products are summed in float64 in every search (see `exact`)
-        "protocol": {**_record(ground_truth, query_store, database_store, distractor_stores,
+        "protocol": {**protocol_record(ground_truth, query_store, database_store, distractor_stores,
                                double=True), "reranking": ranking.settings},
     }
 

@@ -94,7 +94,7 @@ def test_against_dense_solutions(truncate, alpha, chunk, monkeypatch):
         assert sorted(indexes[q, :count]) == reached.tolist()
         np.testing.assert_allclose(scores[q, :count], row[indexes[q, :count]], rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(scores[q, :count], np.sort(row[reached])[::-1], rtol=1e-5)
-        assert not (scores[q, count:] > 1e-8).any()
+        assert (indexes[q, count:] == -1).all() and (scores[q, count:] == -np.inf).all()
     assert (expected[1] == 0).all() and (indexes[1] == -1).all()        # the query that failed
 
 
@@ -114,12 +114,18 @@ def test_each_image_is_solved_for_alone(monkeypatch):
     affinity = affinity_of(database, 8, 2.0)
     others = nearest(database, database, 11, np.arange(len(database))).indexes
     lists = np.column_stack([np.arange(len(database)), others])[~np.isnan(database).any(axis=1)]
-    together = diffused_vectors(affinity, lists, 0.99, 4, 1e-6).toarray()
+    together = diffused_vectors(affinity, lists, 0.99, 4, 1e-6)
+    assert together.data.all() and together.nnz < lists.size       # what is not reached is not kept
+    together = together.toarray()
     monkeypatch.setattr(module, "_BLOCK_UNKNOWNS", 1)
     alone = diffused_vectors(affinity, lists, 0.99, 4, 1e-6).toarray()
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-7)
-    exact = diffused_vectors(affinity, lists, 0.99, 500, 1e-10).toarray()
-    assert np.abs(exact - together).max() > 1e-3        # 4 iterations are too few
+    # Of an image by itself nothing is left to solve after one step, while the others go on
+    lists[0, 1:] = -1
+    with np.errstate(all="raise"):
+        exact = diffused_vectors(affinity, lists, 0.99, 500, 1e-10).toarray()
+    assert (exact[0] != 0).sum() == 1
+    assert np.abs(exact[1:] - together[1:]).max() > 1e-3        # 4 iterations are too few
 
 
 def test_the_tolerance_ends_the_iterations():
@@ -146,10 +152,11 @@ def test_a_chain_is_followed():
 
 
 def test_nothing_to_start_from():
-    database, queries = tables(0)
-    failed = np.full((2, 5), np.nan, np.float32)
+    """A query that failed, and one that is opposite to all images."""
+    database = np.abs(tables(0)[0])
+    queries = np.array([[np.nan] * 5, [-1] * 5], np.float32)
     for truncate in (0, 10):
-        indexes, scores = diffusion(failed, database, affinity_of(database, 5, 3.0), 3,
+        indexes, scores = diffusion(queries, database, affinity_of(database, 5, 3.0), 3,
                                     truncate=truncate)
         assert (indexes == -1).all() and (scores == -np.inf).all()
         assert indexes.shape == scores.shape == (2, 3)

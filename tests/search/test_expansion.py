@@ -189,6 +189,7 @@ def test_lists_that_do_not_fit(stores, tmp_path):
 
 
 def test_a_killed_augmentation_goes_on(tables, stores, small_blocks, tmp_path, monkeypatch):
+    monkeypatch.setattr(neighbours, "BLOCK_ROWS", 10)       # two chunks are searched together
     store, database = stores[1][0], Collection(stores[1])
     expand_store(store, database, tmp_path / "whole", 4, 3.0, 0)
     part, write = tmp_path / "part", StoreWriter.write_chunk

@@ -85,6 +85,8 @@ def compare(queries, database, k, k1, k2, share, chunks=None):
         assert sorted(indexes[q, :count]) == sorted(j for _, j in expected)
         of = dict((j, score) for score, j in expected)
         np.testing.assert_allclose(scores[q, :count], [of[j] for j in indexes[q, :count]], atol=1e-6)
+        ties = np.diff(scores[q, :count]) == 0
+        assert (np.diff(indexes[q, :count])[ties] > 0).all()
         assert (indexes[q, count:] == -1).all() and (scores[q, count:] == -np.inf).all()
         if count:
             near = nearest(queries[[q]], database, count).indexes[0]

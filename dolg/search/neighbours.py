@@ -1,0 +1,166 @@
+"""The nearest neighbours of every image, found exactly and kept in a folder, and their graph."""
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+from tqdm import tqdm
+
+from dolg.errors import UserError
+from dolg.files import atomic_file, write_atomically
+from dolg.search.collection import Collection, gather
+from dolg.search.exact import top_k
+
+# Rows that search the database in one pass over it, and that a part holds
+BLOCK_ROWS = 1 << 14
+
+
+class Neighbours(NamedTuple):
+    """Per image its nearest neighbours, best first; ties go to the lower index.
+
+    indexes: (N,k) int32, -1 where there are fewer than k.
+    similarities: (N,k) float32 inner products, -inf there.
+    """
+
+    indexes: np.ndarray
+    similarities: np.ndarray
+
+
+def nearest(
+    descriptors: np.ndarray, database: np.ndarray | Iterable[np.ndarray], k: int,
+    own: np.ndarray | None = None, device: str | torch.device = "cpu",
+) -> Neighbours:
+    """The k nearest database images of descriptors (R,D) by inner product, exact.
+
+    database: (N,D), or chunks (n,D) of it. own: (R,) the index that each of the descriptors has in
+    the database itself, and which is not among its neighbours. Images that failed, rows with NaN,
+    are no neighbours and have none. Raises UserError as `exact.top_k` does.
+    """
+    indexes = np.full((len(descriptors), k), -1, np.int32)
+    similarities = np.full((len(descriptors), k), -np.inf, np.float32)
+    fine = np.flatnonzero(~np.isnan(descriptors).any(axis=1))
+    chunks = [database] if isinstance(database, np.ndarray) else database
+    for start in range(0, len(fine), BLOCK_ROWS):
+        rows = fine[start:start + BLOCK_ROWS]
+        scores, found = top_k(descriptors[rows], chunks, k if own is None else k + 1, device)
+        if own is not None:
+            scores, found = _without_own(scores, found, own[rows])
+        indexes[rows, :found.shape[1]], similarities[rows, :found.shape[1]] = found, scores
+    return Neighbours(indexes, similarities)
+
+
+def write_neighbours(
+    folder: Path, queries: Collection, database: Collection, k: int, exclude_self: bool = False,
+    device: str | torch.device = "cpu",
+) -> Neighbours:
+    """`nearest` of all images of `queries`, memory-mapped from a folder; what it lacks is computed.
+
+        manifest.json           of which stores, k
+        indexes.npy             (N,k) int32
+        similarities.npy        (N,k) float32
+        part-000000.npz ...     of BLOCK_ROWS images, until all are there
+
+    exclude_self: no image is its own neighbour; `queries` are the `database` then. A folder made with
+    a larger k serves as well, and all that it has is returned. Raises UserError where it holds
+    neighbours of other stores, or fewer.
+    """
+    folder = Path(folder)
+    assert not exclude_self or queries.digests == database.digests
+    k = _agreed_k(folder, {
+        "format": "dolg-neighbours", "version": 1, "count": len(queries), "k": k,
+        "exclude_self": exclude_self, "part_rows": BLOCK_ROWS, "queries": queries.digests,
+        "database": database.digests})
+    files = [folder / f"{name}.npy" for name in Neighbours._fields]
+    parts = [folder / f"part-{start // BLOCK_ROWS:06d}.npz"
+             for start in range(0, len(queries), BLOCK_ROWS)]
+    if not all(file.exists() for file in files):
+        missing = [number for number, part in enumerate(parts) if not part.exists()]
+        for number in tqdm(missing, desc=f"neighbours of {len(queries)} images", unit="part",
+                           disable=None):
+            start = number * BLOCK_ROWS
+            rows = np.arange(start, min(start + BLOCK_ROWS, len(queries)))
+            descriptors = gather(queries, rows, queries.dim)
+            found = nearest(descriptors, database, k, rows if exclude_self else None, device)
+            with atomic_file(parts[number]) as file:
+                np.savez(file, **found._asdict())
+        _join(parts, files, (len(queries), k))
+    for part in (*parts, *folder.glob(".*.tmp")):       # the latter are of runs that were killed
+        part.unlink(missing_ok=True)
+    return Neighbours(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in files))
+
+
+def mutual_graph(neighbours: Neighbours, k: int = 0) -> sparse.csr_matrix:
+    """(N,N) float32: the similarity of images that are each among the other's first k neighbours.
+
+    k: 0: all that the lists (N,m) have. Images of similarity 0 or less have no edge, as the powers of
+    similarities ask for; the matrix is symmetric, and its diagonal is empty where the lists leave
+    each image out of its own.
+    """
+    matrix = knn_matrix(neighbours.indexes, np.maximum(neighbours.similarities, 0), k)
+    # The lesser of a similarity and of none is none; the two of a pair may be rounded differently
+    return matrix.minimum(matrix.T.tocsr())
+
+
+def knn_matrix(indexes: np.ndarray, values: np.ndarray | None = None, k: int = 0) -> sparse.csr_matrix:
+    """(N,N): row i has values[i, j], or True, at column indexes[i, j], for the first k (0: all)
+    columns of `indexes` (N,m), -1 for none, and of `values` (N,m).
+
+    Raises UserError where the lists are shorter than k.
+    """
+    if k > indexes.shape[1]:
+        raise UserError(f"{k} neighbours are asked for, but the lists have {indexes.shape[1]}")
+    indexes = indexes[:, :k or None]
+    there = indexes >= 0
+    data = np.ones(there.sum(), bool) if values is None else values[:, :k or None][there]
+    ends = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
+    matrix = sparse.csr_matrix((data, indexes[there], ends), (len(indexes), len(indexes)))
+    matrix.sort_indices()
+    return matrix
+
+
+def neighbours_of(database: Collection, k: int, folder: Path,
+                  device: str | torch.device = "cpu") -> Neighbours:
+    """k or more neighbours of each database image, itself left out, in a folder."""
+    return write_neighbours(folder, database, database, k, exclude_self=True, device=device)
+
+
+def _without_own(scores: np.ndarray, indexes: np.ndarray,
+                 own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Results (R,m) as (R,m-1): own[i] is left out of row i, or, where it is not there, the last."""
+    others = indexes != own[:, None]
+    others[others.all(axis=1), -1] = False
+    shape = (len(indexes), max(0, indexes.shape[1] - 1))
+    return scores[others].reshape(shape), indexes[others].reshape(shape)
+
+
+def _agreed_k(folder: Path, manifest: dict) -> int:
+    """The k of the folder's manifest, which is made if it is not there."""
+    file = folder / "manifest.json"
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        write_atomically(file, json.dumps(manifest, indent=1) + "\n")
+        return manifest["k"]
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({error}): delete the folder") from None
+    if not isinstance(before, dict) or not isinstance(before.get("k"), int):
+        raise UserError(f"{file} is no manifest of neighbours: give another folder")
+    changed = [key for key in manifest if key != "k" and before.get(key) != manifest[key]]
+    if changed or before["k"] < manifest["k"]:
+        raise UserError(f"{folder} holds neighbours that were found otherwise ("
+                        f"{', '.join(changed or ['k'])}): give another folder, or delete that one")
+    return before["k"]
+
+
+def _join(parts: list[Path], files: list[Path], shape: tuple[int, int]) -> None:
+    """The tables of all parts, one after another, in a file each."""
+    for file, name, dtype in zip(files, Neighbours._fields, ("<i4", "<f4")):
+        with atomic_file(file) as whole:
+            np.lib.format.write_array_header_2_0(
+                whole, {"descr": dtype, "fortran_order": False, "shape": shape})
+            for part in parts:
+                with np.load(part, allow_pickle=False) as tables:
+                    whole.write(np.ascontiguousarray(tables[name], dtype))
