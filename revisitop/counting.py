@@ -24,6 +24,8 @@ from revisitop.stores import Store
 
 # Largest sizes of a block: 4 MiB of scores, 16 MiB of descriptors
 _BLOCK_SCORES, _BLOCK_VALUES, _BLOCK_ROWS = 2**20, 2**22, 2**14
+# Queries are filled up to a multiple of so many
+_LANES = 8
 # Bytes of all threads' blocks together
 _MEMORY = 2**28
 
@@ -55,6 +57,9 @@ class Wanted:
     def __init__(self, queries: np.ndarray, labelled: Sequence[np.ndarray], database: Store,
                  rows: np.ndarray, double: bool):
         self.queries, self.double = queries, double
+        # Rows of zeros at the end: products of so many rows are faster
+        self._padded = np.zeros((-(-len(queries) // _LANES) * _LANES, queries.shape[1]), np.float32)
+        self._padded[:len(queries)] = queries
         usable = [_usable(wanted, rows, database) for wanted in labelled]
         self.ends = np.cumsum([0, *map(len, usable)])
         self.images = np.concatenate([np.empty(0, np.int64), *usable])
@@ -68,12 +73,20 @@ class Wanted:
             self.scores[part] = scores[order]
             self.images[part], self.rows[part] = self.images[part][order], self.rows[part][order]
 
-    def product(self, descriptors: np.ndarray, out: np.ndarray) -> None:
-        """Scores (Q,n) of descriptors (n,D): float32, of sums in float64 if `double`."""
+    def buffer(self, count: int) -> np.ndarray:
+        """Room for the products of so many descriptors."""
+        return np.empty((len(self._padded), count), np.float32)
+
+    def product(self, descriptors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
+        """Scores (Q,n) of descriptors (n,D), in a `buffer`: float32, of sums in float64 if
+        `double`."""
+        out = buffer[:, :len(descriptors)]
         if self.double:
-            out[:] = self.queries.astype(np.float64) @ descriptors.T.astype(np.float64)
+            out[:] = self._padded.astype(np.float64) @ descriptors.T.astype(np.float64)
         else:
-            np.matmul(self.queries, descriptors.T, out=out)
+            with np.errstate(invalid="ignore"):     # infinities are found by whoever counts
+                np.matmul(self._padded, descriptors.T, out=out)
+        return out[:len(self.queries)]
 
 
 class Twins:
@@ -86,8 +99,7 @@ class Twins:
         columns = [self._column.setdefault(row.tobytes(), len(self._column)) for row in table]
         self._columns = np.array(columns, np.int64)
         first = np.unique(self._columns, return_index=True)[1]
-        self.scores = np.empty((len(wanted.queries), len(first)), np.float32)
-        wanted.product(table[first], self.scores)
+        self.scores = wanted.product(table[first], wanted.buffer(len(first)))
         self._seen = np.zeros(2**20, bool)
         self._seen[self._mix(table)] = True
 
@@ -118,7 +130,8 @@ class Counter:
     def __init__(self, wanted: Wanted, block_rows: int):
         self.wanted = wanted
         self._ahead = np.zeros(len(wanted.scores), np.int64)
-        self._scores = np.empty((len(wanted.queries), block_rows), np.float32)
+        self._buffer = wanted.buffer(block_rows)
+        self._parts = [slice(*ends) for ends in zip(wanted.ends[:-1], wanted.ends[1:])]
 
     @property
     def ahead(self) -> np.ndarray:
@@ -127,21 +140,21 @@ class Counter:
     def add(self, block: Block) -> None:
         """Count the images of a block."""
         wanted = self.wanted
-        scores = self._scores[:, :len(block.descriptors)]
-        wanted.product(block.descriptors, scores)
+        scores = wanted.product(block.descriptors, self._buffer)
         # A value that is not finite makes every query's score so: one query shows it
         check_finite(block, np.isfinite(scores[0]))
         rows, columns = wanted.twins.find(block.descriptors)
-        scores[:, rows] = wanted.twins.scores[:, columns]
+        if rows:
+            scores[:, rows] = wanted.twins.scores[:, columns]
         if block.failed.any():
             scores[:, block.failed] = -np.inf
         ascending = scores
         if block.images is not None:
             scores = scores.copy()
         ascending.sort(axis=1)
-        for q, (start, stop) in enumerate(zip(wanted.ends[:-1], wanted.ends[1:])):
-            higher = np.searchsorted(ascending[q], wanted.scores[start:stop], side="right")
-            self._ahead[start:stop] += len(block.descriptors) - higher
+        for q, part in enumerate(self._parts):
+            ends = ascending[q].searchsorted(wanted.scores[part], side="right")
+            self._ahead[part] += len(block.descriptors) - ends
             if block.images is not None:
                 self._add_ties(q, scores[q], ascending[q], block)
 
