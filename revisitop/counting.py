@@ -11,11 +11,11 @@ a matrix to another, so equal descriptors need not get equal scores. Every row t
 labelled image's descriptor is therefore found by its bytes and given the very score of that image.
 """
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
-from threading import Lock
+from threading import Event, Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -175,7 +175,8 @@ class Counter:
 def count_ranks(
     queries: np.ndarray, labelled: Sequence[np.ndarray], database: Store, images: np.ndarray,
     distractors: Sequence[Store] = (), *, share: tuple[int, int] = (0, 1),
-    add_up: Callable[[np.ndarray], np.ndarray] = lambda counts: counts, double: bool = False,
+    together: Callable[[Callable[[], np.ndarray]], np.ndarray] = lambda count: count(),
+    double: bool = False,
     counter: Callable[[Wanted, int], Counter] = Counter, threads: int = 0,
 ) -> list[np.ndarray]:
     """Rank, from 0, of every labelled image among all images of all stores.
@@ -186,8 +187,8 @@ def count_ranks(
         database: the store that holds them.
         images: (database.count,) index of the image in each row, a permutation.
         distractors: stores whose images count, but are never labelled.
-        share: (number, of): count only the number-th part of the work, from 0; `add_up` then
-            sums an int64 array over all parts.
+        share: (number, of): count only the number-th part of the work, from 0.
+        together: calls a function that counts that part, and sums its int64 array over all parts.
         double: sum products in float64 (and round them to float32): twice as slow, and the same
             on every machine.
         counter: what counts; another one may do so on another device.
@@ -204,8 +205,9 @@ def count_ranks(
     work = [(store, images if store is database else None, start)
             for store in (database, *distractors) for start in range(0, store.count, size)]
     number, of = share
-    ahead = _count(wanted, work[number::of], size, counter, threads or _threads(queries, size))
-    return _ranks(wanted, add_up(ahead), labelled)
+    ahead = together(lambda: _count(wanted, work[number::of], size, counter,
+                                    threads or _threads(queries, size)))
+    return _ranks(wanted, ahead, labelled)
 
 
 def check_finite(block: Block, finite: np.ndarray) -> None:
@@ -217,22 +219,34 @@ def check_finite(block: Block, finite: np.ndarray) -> None:
 
 def _count(wanted: Wanted, work: list, size: int, counter: Callable, threads: int) -> np.ndarray:
     """Images ahead of each labelled one, in the stores and from the rows on that `work` names."""
-    blocks, lock = iter(work), Lock()
+    blocks, lock, stop = iter(work), Lock(), Event()
 
     def count(_) -> np.ndarray:
         counts = counter(wanted, size)
         read = _reader(size, wanted.queries.shape[1])
-        while True:
-            with lock:
-                item = next(blocks, None)
-            if item is None:
-                return counts.ahead
-            counts.add(read(*item))
+        with _set_after_error(stop):
+            while not stop.is_set():
+                with lock:
+                    item = next(blocks, None)
+                if item is None:
+                    break
+                counts.add(read(*item))
+        return counts.ahead
 
     # Threads that each do a block from end to end wait for nothing; products that are spread over
     # threads of their own would be in their way
-    with _one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+    with _one_blas_thread(), ThreadPoolExecutor(threads) as pool, _set_after_error(stop):
         return sum(pool.map(count, range(threads)))
+
+
+@contextmanager
+def _set_after_error(stop: Event) -> Iterator[None]:
+    """Let the other threads stop where one fails, or the user interrupts."""
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        raise
 
 
 def _reader(size: int, dim: int) -> Callable[[Store, np.ndarray | None, int], Block]:

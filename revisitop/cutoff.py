@@ -17,11 +17,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from revisitop.counting import count_ranks
-from revisitop.evaluation import check_same_model, match_names, protocol_record
+from revisitop.evaluation import positives_of, rank_labelled, result_of
 from revisitop.groundtruth import GroundTruth
-from revisitop.metrics import average_precision, positions_without_junk
-from revisitop.protocol import protocols_of, split
+from revisitop.metrics import average_precision
+from revisitop.protocol import protocols_of
 from revisitop.record import title
 from revisitop.stores import Store
 
@@ -83,27 +82,12 @@ def evaluate_lists(
     """
     if not cutoffs or any(k != int(k) or k < 1 for k in cutoffs):
         raise ValueError(f"cutoffs are {list(cutoffs)}: give whole numbers from 1")
-    check_same_model([query, database, *distractors])
-    query_index = match_names(query, ground_truth.queries, "queries")
-    images = match_names(database, ground_truth.images, "database images")
-    rows = np.argsort(query_index)
-    descriptors, failed = query.rows(rows), query.status[rows] != 0
-    descriptors[failed] = 0
-    everything = [np.concatenate(list(entry.values())) for entry in ground_truth.labels]
-    labelled = [indexes[:0] if lost else indexes for indexes, lost in zip(everything, failed)]
-    ranks = count_ranks(descriptors, labelled, database, images, distractors, **how)
-    return {
-        "dataset": ground_truth.name, "queries": query.count, "database": database.count,
-        "distractors": sum(store.count for store in distractors), "cutoffs": list(cutoffs),
-        "protocols": {protocol: _protocol_metrics(ground_truth, protocol, labelled, ranks, cutoffs)
-                      for protocol in protocols_of(ground_truth)},
-        "query_names": ground_truth.queries,
-        "failed": {"query": [name for name, _ in query.errors()],
-                   "database": [name for name, _ in database.errors()],
-                   "distractors": sum(int((store.status != 0).sum()) for store in distractors)},
-        "protocol": protocol_record(ground_truth, query, database, distractors,
-                            double=bool(how.get("double"))),
-    }
+    positions = rank_labelled(ground_truth, query, database, distractors, **how)
+    protocols = {protocol: cut_metrics(*positives_of(ground_truth, protocol, *positions), cutoffs)
+                 for protocol in protocols_of(ground_truth)}
+    result = result_of(ground_truth, query, database, distractors, protocols,
+                       bool(how.get("double")))
+    return {**result, "cutoffs": list(cutoffs)}
 
 
 def format_table(result: dict) -> str:
@@ -121,19 +105,6 @@ def format_table(result: dict) -> str:
             cells = (_percent(figures[f"{metric}@{k}"]) for k in result["cutoffs"])
             lines.append(f"{metric:8}" + "".join(f"{cell:>9}" for cell in cells))
     return "\n".join(lines)
-
-
-def _protocol_metrics(
-    ground_truth: GroundTruth, protocol: str, labelled: Sequence[np.ndarray],
-    ranks: Sequence[np.ndarray], cutoffs: Sequence[int],
-) -> dict:
-    """Metrics of one protocol from the ranks of the labelled images."""
-    entries, positions = split(ground_truth, protocol), []
-    for entry, images, rank in zip(entries, labelled, ranks):
-        reached = np.isfinite(rank)
-        ok, junk = (rank[reached & np.isin(images, entry[kind])] for kind in ("ok", "junk"))
-        positions.append(positions_without_junk(ok, junk))
-    return cut_metrics(positions, [len(entry["ok"]) for entry in entries], cutoffs)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -69,9 +69,9 @@ def evaluate(args: argparse.Namespace, **how: object) -> dict:
 
 def show(args: argparse.Namespace, result: dict) -> None:
     """Print a result, and write it where it is asked for."""
+    print(format_table(result), flush=True)     # first: a disk may be full
     if args.json:
         write_json(args.json, result)
-    print(format_table(result))
 
 
 def main() -> None:

@@ -40,7 +40,21 @@ def evaluate_stores(
     A ground truth with ok/junk labels has the one protocol "plain". Raises StoreError where a
     store is damaged, does not hold the images, or was made by another model.
     """
+    positions = rank_labelled(ground_truth, query, database, distractors, **how)
+    protocols = {protocol: as_json(metrics_of(ground_truth, protocol, *positions))
+                 for protocol in protocols_of(ground_truth)}
+    return result_of(ground_truth, query, database, distractors, protocols,
+                     bool(how.get("double")))
+
+
+def rank_labelled(
+    ground_truth: GroundTruth, query: Store, database: Store, distractors: Sequence[Store],
+    **how: object,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Per query its labelled images and their ranks, once stores and ground truth are found to fit;
+    a query that failed has none. Arguments and errors are those of `evaluate_stores`."""
     check_same_model([query, database, *distractors])
+    check_different([database, *distractors])
     query_index = match_names(query, ground_truth.queries, "queries")
     images = match_names(database, ground_truth.images, "database images")
     rows = np.argsort(query_index)
@@ -48,20 +62,23 @@ def evaluate_stores(
     descriptors[broken] = 0
     everything = [np.concatenate(list(entry.values())) for entry in ground_truth.labels]
     labelled = [indexes[:0] if failed else indexes for indexes, failed in zip(everything, broken)]
-    ranks = count_ranks(descriptors, labelled, database, images, distractors, **how)
+    return labelled, count_ranks(descriptors, labelled, database, images, distractors, **how)
+
+
+def result_of(ground_truth: GroundTruth, query: Store, database: Store,
+              distractors: Sequence[Store], protocols: dict, double: bool) -> dict:
+    """What `evaluate_stores` returns, with the figures in `protocols`."""
     return {
         "dataset": ground_truth.name,
         "queries": query.count,
         "database": database.count,
         "distractors": sum(store.count for store in distractors),
-        "protocols": {protocol: as_json(metrics_of(ground_truth, protocol, labelled, ranks))
-                      for protocol in protocols_of(ground_truth)},
+        "protocols": protocols,
         "query_names": ground_truth.queries,
         "failed": {"query": [name for name, _ in query.errors()],
                    "database": [name for name, _ in database.errors()],
                    "distractors": sum(int((store.status != 0).sum()) for store in distractors)},
-        "protocol": protocol_record(ground_truth, query, database, distractors,
-                            double=bool(how.get("double"))),
+        "protocol": protocol_record(ground_truth, query, database, distractors, double),
     }
 
 
@@ -93,13 +110,21 @@ def metrics_of(
     ground_truth: GroundTruth, protocol: str, labelled: list[np.ndarray], ranks: list[np.ndarray]
 ) -> MapResult:
     """Metrics of one protocol from the ranks of the labelled images."""
+    return summarise(*positives_of(ground_truth, protocol, labelled, ranks), KAPPAS)
+
+
+def positives_of(
+    ground_truth: GroundTruth, protocol: str, labelled: list[np.ndarray], ranks: list[np.ndarray]
+) -> tuple[list[np.ndarray], list[int]]:
+    """Per query the places of the positives that have a descriptor, junk taken out of the ranking,
+    and how many positives there are."""
     entries = split(ground_truth, protocol)
     positions = []
     for entry, images, rank in zip(entries, labelled, ranks):
         found = np.isfinite(rank)
         ok, junk = (rank[found & np.isin(images, entry[kind])] for kind in ("ok", "junk"))
         positions.append(positions_without_junk(ok, junk))
-    return summarise(positions, [len(entry["ok"]) for entry in entries], KAPPAS)
+    return positions, [len(entry["ok"]) for entry in entries]
 
 
 def as_json(metrics: MapResult) -> dict:
@@ -142,8 +167,9 @@ def _settings(store: Store) -> dict:
     return json.loads(json.dumps({"image_variant": None, **settings}), parse_constant=str)
 
 
-def check_same_model(stores: list[Store]) -> None:
-    """Raise StoreError where stores' descriptors cannot be compared with those of the first."""
+def check_same_model(stores: Sequence[Store]) -> None:
+    """Raise StoreError where stores' descriptors cannot be compared with one another: they have
+    different dimensions, weights or whitenings. What a store does not record is not checked."""
     first = stores[0]
     if not first.dim:
         raise StoreError(f"store {first.path} has local features alone, and no descriptors")
@@ -151,15 +177,43 @@ def check_same_model(stores: list[Store]) -> None:
         if other.dim != first.dim:
             raise StoreError(f"store {other.path} has descriptors of {other.dim} dimensions, "
                              f"{first.path} of {first.dim}: both must come from one model")
-        for key in DIGESTS:
-            digests = first.manifest.get(key), other.manifest.get(key)
-            if None not in digests and digests[0] != digests[1]:
-                raise StoreError(f"stores {first.path} and {other.path} were made with different "
-                                 f"weights ({key} {str(digests[0])[:12]} and "
-                                 f"{str(digests[1])[:12]}): extract both with the same")
-        if first.manifest.get("whitening") != other.manifest.get("whitening"):
-            raise StoreError(f"of the stores {first.path} and {other.path} one was whitened, or each "
-                             "in another way: whiten both alike")
+    for key in DIGESTS:
+        known = [(store, store.manifest[key]) for store in stores if store.manifest.get(key)]
+        for store, digest in known[1:]:
+            if digest != known[0][1]:
+                raise StoreError(f"stores {known[0][0].path} and {store.path} were made with "
+                                 f"different weights ({key} {str(known[0][1])[:12]} and "
+                                 f"{str(digest)[:12]}): extract both with the same")
+    _check_same_whitening(stores)
+
+
+def _check_same_whitening(stores: Sequence[Store]) -> None:
+    # A store that names its weights would name its whitening
+    known = [(store, store.manifest.get("whitening")) for store in stores
+             if store.manifest.get("weights_digest") or store.manifest.get("whitening")]
+    for store, whitening in known[1:]:
+        if whitening != known[0][1]:
+            raise StoreError(f"of the stores {known[0][0].path} and {store.path} one was whitened, "
+                             "or each in another way: whiten both alike")
+
+
+def check_different(stores: Sequence[Store]) -> None:
+    """Raise StoreError where a store is among `stores` twice, or a copy of it: its images would
+    count twice."""
+    for number, store in enumerate(stores):
+        for other in stores[:number]:
+            if _is_copy(store, other):
+                raise StoreError(f"{store.path} has the images of {other.path}: give each store of "
+                                 "database images and distractors once")
+
+
+def _is_copy(store: Store, other: Store) -> bool:
+    if store.path.resolve() == other.path.resolve():
+        return True
+    if not store.count or (store.count, store.chunk_size) != (other.count, other.chunk_size):
+        return False
+    digest = store.chunk(0).digest
+    return digest is not None and digest == other.chunk(0).digest
 
 
 def match_names(store: Store, expected: list[str], what: str) -> np.ndarray:

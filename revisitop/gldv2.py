@@ -256,9 +256,9 @@ def main() -> None:
     if args.json and args.json.is_dir():
         raise UsageError(f"cannot write --json {args.json}: it is a folder")
     result = evaluate_predictions(args.task, args.solution, args.predictions)
+    print(format_table(result), flush=True)     # first: a disk may be full
     if args.json:
         write_json(args.json, result)
-    print(format_table(result))
 
 
 if __name__ == "__main__":

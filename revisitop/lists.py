@@ -221,9 +221,9 @@ def main() -> None:
              else load_classic(args.classic, database.names))
     result = evaluate_lists(truth, query, database, [Store(path) for path in args.distractors],
                             args.cutoffs, double=args.double)
+    print(format_table(result), flush=True)     # first: a disk may be full
     if args.json:
         write_json(args.json, result)
-    print(format_table(result))
 
 
 if __name__ == "__main__":

@@ -198,7 +198,8 @@ class Store:
     @cached_property
     def status(self) -> np.ndarray:
         """(count,) uint8: 0 where the image is fine."""
-        parts = [self.chunk(index).status for index in range(self.num_chunks)]
+        # Copies: what is mapped keeps its file open, and there are thousands
+        parts = [self.chunk(index).status.copy() for index in range(self.num_chunks)]
         return np.concatenate([np.empty(0, np.uint8), *parts])
 
     def errors(self) -> list[tuple[str, str]]:

@@ -1,12 +1,14 @@
 """Counting of ranks (revisitop/counting.py) on a GPU, and by several processes."""
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from dolg.core.distributed import rank, world_size
+from dolg.core.distributed import gather, rank, world_size
 from revisitop.counting import Block, Wanted, check_finite
+from revisitop.stores import StoreError
 
 
 class DeviceCounter:
@@ -59,16 +61,25 @@ class DeviceCounter:
 
 def counting_options(device: torch.device) -> dict:
     """Options of `count_ranks` for this process: its share of the work, and its device."""
-    options = {"share": (rank(), world_size()), "add_up": _add_up}
+    options = {"share": (rank(), world_size()), "together": _count_together}
     if device.type != "cpu":
         # Two threads, so that one reads while the other's block is counted
         options.update(counter=partial(DeviceCounter, device=device), threads=2)
     return options
 
 
-def _add_up(counts: np.ndarray) -> np.ndarray:
+def _count_together(count: Callable[[], np.ndarray]) -> np.ndarray:
+    """The sum of what `count` gives in all processes; what one of them raises, all do."""
     if world_size() == 1:
-        return counts
+        return count()
+    counts = error = None
+    try:
+        counts = count()
+    except StoreError as caught:
+        error = str(caught)
+    for message in gather(error):
+        if message:
+            raise StoreError(message)
     total = torch.from_numpy(counts)        # on the CPU, where all backends can add them
     dist.all_reduce(total)
     return total.numpy()

@@ -1,8 +1,9 @@
 """Indexes of descriptors by faiss: exact ones, compressed ones, approximate ones.
 
-    index.json              what is in it: stores, kind, sizes, what it was trained on
-    index.faiss             faiss's own file, memory-mapped when it is searched
-    names.safetensors       names, and the row of each vector: images that failed have none
+    index.json              what is in it: stores, kind, sizes, what it was trained on, the files'
+                            names; written last, so that these are whole
+    index-N.faiss           faiss's own file of N stores, memory-mapped when it is searched
+    names-N.safetensors     names, and the row of each vector: images that failed have none
 
 Rows count on over the stores in their order, as in `dolg.search.exact.top_k`.
 """
@@ -10,8 +11,10 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from tqdm import tqdm
 
@@ -21,6 +24,7 @@ from dolg.features.sources import Names
 from dolg.features.store import FeatureStore
 from dolg.files import atomic_file, write_atomically
 from dolg.search.collection import store_digest
+from revisitop.evaluation import check_same_model
 
 FORMAT, VERSION = "dolg-index", 1
 # Kind -> faiss's name for it; {m}: bytes per image, {lists}: cells of the coarse quantiser; np: not
@@ -37,6 +41,10 @@ KINDS = {
 # Vectors to train on; fewer than so many are too few for 256 centroids (faiss's own measure)
 TRAIN, _FEW = 65_536, 39 * 256
 _ADDED_AT_ONCE = 16_384
+# What a manifest says of the model
+_MODEL = ("weights_digest", "model_digest", "whitening")
+# The longest list that faiss gives on a GPU
+_MOST_ON_GPU = 2048
 # Of OPQ's alternation between rotation and centroids: faiss has 50, the last ones at little gain
 _OPQ_ITERATIONS = 20
 
@@ -55,27 +63,51 @@ class Index:
     def __init__(self, path: str | Path, probes: int = 16, on_gpu: bool = False):
         self.path, faiss = Path(path), _faiss()
         self.settings = read_settings(self.path)
-        tables = load_file(self.path / "names.safetensors")
+        if probes < 1:
+            raise UserError(f"--probes is {probes}: give at least 1")
+        self.file, names = (self.path / name for name in _file_names(self.settings))
+        try:
+            tables = load_file(names)
+            self._index = faiss.read_index(str(self.file), faiss.IO_FLAG_MMAP_IFC)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"the index {self.path} is damaged, build it again: "
+                            f"{_reason(error)}") from None
         self.names = Names.of_arrays(tables["text"], tables["ends"])
         self.rows = tables["rows"]
-        self._index = faiss.read_index(str(self.path / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
-        if on_gpu and faiss.get_num_gpus():
-            self._index = faiss.index_cpu_to_all_gpus(self._index)
-        if "IVF" in self.settings["factory"]:
-            faiss.ParameterSpace().set_index_parameter(self._index, "nprobe", probes)
-        elif "HNSW" in self.settings["factory"]:
-            faiss.ParameterSpace().set_index_parameter(self._index, "efSearch", 8 * probes)
+        parameter = {"IVF": ("nprobe", probes), "HNSW": ("efSearch", 8 * probes)}
+        for part, (name, value) in parameter.items():
+            if part in self.settings["factory"]:
+                faiss.ParameterSpace().set_index_parameter(self._index, name, value)
+        self._on_gpu = self._copy_on_gpu(faiss) if on_gpu else None
+
+    def _copy_on_gpu(self, faiss):
+        if not faiss.get_num_gpus():
+            raise UserError("faiss finds no GPU here: search without --gpu")
+        try:
+            return faiss.index_cpu_to_all_gpus(self._index)
+        except RuntimeError as error:
+            raise UserError(f"faiss cannot search {self.settings['factory']} on a GPU "
+                            f"({_reason(error)}): search without --gpu") from None
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The `k` best of each query (Q,D), finite: scores (Q,k) float32 and rows (Q,k) int64, best
-        first, equal scores by row; -inf and -1 where fewer were found."""
+        first, of those found equal scores by row; -inf and -1 where fewer were found. (Which of
+        equal ones at the end of the list are found, faiss decides.)"""
+        if k < 1:
+            raise UserError(f"{k} results are asked for; give at least 1")
         if queries.ndim != 2 or queries.shape[1] != self.settings["dim"]:
             raise UserError(f"queries have shape {queries.shape}; the index {self.path} has "
                             f"{self.settings['dim']} dimensions")
-        scores, places = self._index.search(np.ascontiguousarray(queries, np.float32), k)
+        index = self._on_gpu if self._on_gpu and k <= _MOST_ON_GPU else self._index
+        scores, places = index.search(np.ascontiguousarray(queries, np.float32), k)
         found = places >= 0
         rows = np.where(found, self.rows[np.where(found, places, 0)] if len(self.rows) else -1, -1)
         return best_first(np.where(found, scores, -np.inf), rows)
+
+    def stores(self) -> list[SimpleNamespace]:
+        """Of each store in it `path`, `dim`, and what its `manifest` says of the model."""
+        return [SimpleNamespace(path=entry["path"], dim=self.settings["dim"],
+                                manifest=entry["manifest"]) for entry in self.settings["stores"]]
 
     def summary(self) -> str:
         """How many images it has, and what each takes."""
@@ -84,8 +116,8 @@ class Index:
 
     @property
     def bytes_per_image(self) -> float:
-        """What index.faiss takes, shared among its images."""
-        return (self.path / "index.faiss").stat().st_size / max(1, len(self.rows))
+        """What faiss's file takes, shared among its images."""
+        return self.file.stat().st_size / max(1, len(self.rows))
 
 
 def best_first(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +155,7 @@ def build_index(path: str | Path, stores: Sequence[FeatureStore], kind: str, siz
     path, faiss = Path(path), _faiss()
     if (path / "index.json").exists():
         raise UserError(f"{path} holds an index already: add stores to it, or delete it")
-    _check_alike(stores)
+    check_same_model(stores)
     dim, count = stores[0].dim, sum(store.count for store in stores)
     lists = lists or 2 ** max(2, round(np.log2(4 * np.sqrt(count))))
     factory = KINDS.get(kind, kind).format(m=size or max(1, dim // 4), lists=lists)
@@ -132,6 +164,7 @@ def build_index(path: str | Path, stores: Sequence[FeatureStore], kind: str, siz
                 "seed": seed, "trained_on": len(sample), "stores": [], "add_seconds": 0.0}
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        _check_metric(faiss, index, factory)
         if not index.is_trained:
             if len(sample) < _FEW and "PQ" in factory:
                 say(f"WARNING: {len(sample)} images are few to train {factory} on: {_FEW} or more "
@@ -140,42 +173,45 @@ def build_index(path: str | Path, stores: Sequence[FeatureStore], kind: str, siz
             index.train(sample)
             del kept
     except RuntimeError as error:
-        reason = " ".join(str(error).split()).rpartition("Error: ")[2] or str(error)
         raise UserError(f"faiss cannot make {factory!r} of {len(sample)} descriptors of {dim} "
-                        f"dimensions ({reason}); kinds are {', '.join(KINDS)}") from None
+                        f"dimensions ({_reason(error)}); kinds are {', '.join(KINDS)}") from None
     settings["train_seconds"] = round(time.perf_counter() - start, 3)
     return _add(path, index, settings, [], np.empty(0, np.int64), stores)
 
 
 def add_to_index(path: str | Path, stores: Sequence[FeatureStore]) -> Index:
-    """Add stores of the same model to an index. The files are replaced once all is added.
+    """Add stores of the same model to an index. Until all is added and written, the index is what it
+    was.
 
     Raises UserError where they were made by another model, or are in it already.
     """
     path, faiss = Path(path), _faiss()
     index, settings = Index(path), read_settings(path)
-    for store in stores:
-        _check_alike([store], settings)
-        if store_digest(store) in [entry["digest"] for entry in settings["stores"]]:
-            raise UserError(f"{path} has the images of {store.path} already")
-    whole = faiss.read_index(str(path / "index.faiss"))
+    check_same_model([*index.stores(), *stores])
+    whole = faiss.read_index(str(index.file))
     return _add(path, whole, settings, list(index.names), index.rows, stores)
 
 
 def _add(path: Path, index, settings: dict, names: list[str], rows: np.ndarray,
          stores: Sequence[FeatureStore]) -> Index:
     start, parts = time.perf_counter(), [rows]
+    known = [entry["digest"] for entry in settings["stores"]]
+    digests = [store_digest(store) for store in stores]
+    for number, (store, digest) in enumerate(zip(stores, digests)):
+        if digest in known + digests[:number]:
+            raise UserError(f"{path} has the images of {store.path} already, or is given them twice")
     with tqdm(total=sum(store.count for store in stores), desc=f"adding to {path.name}",
               unit="image", disable=None) as bar:
-        for store in stores:
+        for store, digest in zip(stores, digests):
             fine = np.flatnonzero(store.status == 0)
             for at_once in np.array_split(fine, max(1, -(-len(fine) // _ADDED_AT_ONCE))):
                 index.add(store.rows(at_once))
                 bar.update(len(at_once))
             parts.append(len(names) + fine)
             names = names + store.names
-            settings["stores"].append({"path": str(store.path), "count": store.count,
-                                       "digest": store_digest(store), "model": _model_of(store)})
+            settings["stores"].append({
+                "path": str(store.path), "count": store.count, "digest": digest,
+                "manifest": {key: store.manifest[key] for key in _MODEL if key in store.manifest}})
     settings.update(count=len(names), add_seconds=round(
         settings["add_seconds"] + time.perf_counter() - start, 3))
     _write(path, index, settings, Names(names), np.concatenate(parts))
@@ -183,14 +219,17 @@ def _add(path: Path, index, settings: dict, names: list[str], rows: np.ndarray,
 
 
 def _write(path: Path, index, settings: dict, names: Names, rows: np.ndarray) -> None:
-    """All files of an index, index.json, without which it is none, last."""
+    """All files of an index: index.json, which names the others, last; then earlier ones go."""
     faiss = _faiss()
-    (path / "index.json").unlink(missing_ok=True)
-    with atomic_file(path / "index.faiss") as file:
+    new = _file_names(settings)
+    with atomic_file(path / new[0]) as file:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
     text, ends = names.arrays()
-    write_atomically(path / "names.safetensors", save({"text": text, "ends": ends, "rows": rows}))
+    write_atomically(path / new[1], save({"text": text, "ends": ends, "rows": rows}))
     write_atomically(path / "index.json", json.dumps(settings, indent=1) + "\n")
+    for file in (*path.glob("index-*.faiss"), *path.glob("names-*.safetensors")):
+        if file.name not in new:
+            file.unlink()
 
 
 def _sample(stores: Sequence[FeatureStore], count: int, seed: int) -> np.ndarray:
@@ -223,22 +262,24 @@ def _prepare_training(faiss, index) -> list:
     return kept
 
 
-def _check_alike(stores: Sequence[FeatureStore], settings: dict | None = None) -> None:
-    """All stores must be of one model: that of the first, or of an index's."""
-    models = [(str(store.path), store.dim, _model_of(store)) for store in stores]
-    if settings:
-        first = settings["stores"][0]
-        models.insert(0, (first["path"], settings["dim"], first["model"]))
-    for path, dim, model in models[1:]:
-        if dim != models[0][1]:
-            raise UserError(f"{path} has {dim} dimensions, {models[0][0]} {models[0][1]}")
-        if None not in (model, models[0][2]) and model != models[0][2]:
-            raise UserError(f"{path} and {models[0][0]} were made with different weights: extract "
-                            "both with the same")
+def _check_metric(faiss, index, factory: str) -> None:
+    """faiss makes some kinds for distances alone, whatever metric it is asked for."""
+    parts = [faiss.downcast_index(index)]
+    if isinstance(parts[0], faiss.IndexPreTransform):
+        parts.append(faiss.downcast_index(parts[0].index))
+    if any(part.metric_type != faiss.METRIC_INNER_PRODUCT for part in parts):
+        raise UserError(f"faiss has no {factory!r} for inner products; kinds are {', '.join(KINDS)}")
 
 
-def _model_of(store: FeatureStore) -> str | None:
-    return store.manifest.get("weights_digest")
+def _file_names(settings: dict) -> tuple[str, str]:
+    number = len(settings["stores"])
+    return f"index-{number}.faiss", f"names-{number}.safetensors"
+
+
+def _reason(error: Exception) -> str:
+    """faiss's messages begin with the place in its code."""
+    text = " ".join(str(error).split())
+    return text.rpartition("Error: ")[2] or text
 
 
 def read_settings(path: Path) -> dict:

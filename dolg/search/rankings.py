@@ -13,7 +13,7 @@ from dolg.features.store import FeatureStore
 from dolg.files import atomic_file
 from dolg.search.collection import store_digest
 from revisitop.evaluation import (
-    KAPPAS, as_json, check_same_model, match_names, protocol_record)
+    KAPPAS, as_json, check_different, check_same_model, match_names, result_of)
 from revisitop.groundtruth import GroundTruth
 from revisitop.metrics import compute_map
 from revisitop.protocol import protocols_of, split
@@ -94,6 +94,7 @@ def evaluate_ranking(
     """
     stores = [database_store, *distractor_stores]
     check_same_model([query_store, *stores])
+    check_different(stores)
     _check_made_of(ranking, query_store, stores)
     query_index = match_names(query_store, ground_truth.queries, "queries")
     images = match_names(database_store, ground_truth.images, "database images")
@@ -102,21 +103,12 @@ def evaluate_ranking(
     indexes = ranking.indexes.copy()
     indexes[is_database] = images[indexes[is_database]]
     ranks = indexes[np.argsort(query_index)]
-    return {
-        "dataset": ground_truth.name,
-        "queries": query_store.count,
-        "database": database_store.count,
-        "distractors": sum(store.count for store in distractor_stores),
-        "protocols": {protocol: as_json(compute_map(ranks, split(ground_truth, protocol), KAPPAS))
-                      for protocol in protocols_of(ground_truth)},
-        "query_names": ground_truth.queries,
-        "failed": {"query": [name for name, _ in query_store.errors()],
-                   "database": [name for name, _ in database_store.errors()],
-                   "distractors": sum(int((store.status != 0).sum()) for store in distractor_stores)},
-        # Inner products are summed in float64 in every search (see `exact`)
-        "protocol": {**protocol_record(ground_truth, query_store, database_store, distractor_stores,
-                               double=True), "reranking": ranking.settings},
-    }
+    protocols = {protocol: as_json(compute_map(ranks, split(ground_truth, protocol), KAPPAS))
+                 for protocol in protocols_of(ground_truth)}
+    # Inner products are summed in float64 in every search (see `exact`)
+    result = result_of(ground_truth, query_store, database_store, distractor_stores, protocols,
+                       double=True)
+    return {**result, "protocol": {**result["protocol"], "reranking": ranking.settings}}
 
 
 def _check_made_of(ranking: Ranking, query: FeatureStore, stores: list[FeatureStore]) -> None:

@@ -1,4 +1,7 @@
 """Ranks by counting against a stable sort of all scores, with everything that makes it hard."""
+import resource
+import time
+
 import numpy as np
 import pytest
 
@@ -109,9 +112,10 @@ def test_shares_add_up(make_store, tmp_path, small_blocks, of):
     arguments = (queries, labelled, stores[0], np.arange(200), stores[1:])
     parts = []
     for number in range(of):
-        count_ranks(*arguments, share=(number, of), add_up=lambda part: parts.append(part) or part)
+        count_ranks(*arguments, share=(number, of),
+                    together=lambda count: parts.append(count()) or parts[-1])
     assert len(parts) == of and all(part.any() for part in parts)
-    together = count_ranks(*arguments, share=(0, of), add_up=lambda _: sum(parts))
+    together = count_ranks(*arguments, share=(0, of), together=lambda _: sum(parts))
     np.testing.assert_array_equal(together, count_ranks(*arguments))
 
 
@@ -140,3 +144,39 @@ def test_a_thread_that_fails_ends_all(make_store, tmp_path, small_blocks):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(StoreError, match="is cut off"):
         count_ranks(np.ones((1, 4), np.float32), [np.array([0])], store, np.arange(300), threads=3)
+
+
+def test_after_an_error_nothing_more_is_counted(make_store, tmp_path, small_blocks):
+    """The first of a thousand blocks is damaged: the other thread does not go through them all."""
+    table = np.ones((64_000, 2), np.float32)
+    table[0] = np.nan
+    store = Store(make_store(tmp_path / "s", list(map(str, range(64_000))), table, 1000))
+    database = Store(make_store(tmp_path / "d", ["a"], table[1:2]))
+    counted = []
+
+    class Slow(counting.Counter):
+        def add(self, block):
+            counted.append(block.start)
+            time.sleep(0.002)
+            super().add(block)
+
+    with pytest.raises(StoreError, match="not finite"):
+        count_ranks(np.ones((1, 2), np.float32), [np.array([0])], database, np.arange(1), [store],
+                    counter=Slow, threads=2)
+    assert len(counted) < 100
+
+
+def test_more_chunks_than_files_may_be_open(make_store, tmp_path):
+    """A million images in chunks of 256 are four times as many as most systems let be open."""
+    table = np.arange(300, dtype=np.float32)[:, None] @ np.ones((1, 4), np.float32)
+    path = make_store(tmp_path / "s", list(map(str, range(300))), table, 1, {7: "broken"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))
+    try:
+        store = Store(path)
+        assert np.flatnonzero(store.status).tolist() == [7] and store.names[299] == "299"
+        assert len(store.errors()) == 1
+        ranks = count_ranks(np.ones((1, 4), np.float32), [np.array([299, 0])], store, np.arange(300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    np.testing.assert_array_equal(ranks, [[0, 298]])

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from revisitop import Store, compute_map, evaluate_stores, load_ground_truth, split
+from revisitop import Store, StoreError, compute_map, evaluate_stores, load_ground_truth, split
 
 KAPPAS = (1, 5, 10)
 
@@ -169,3 +169,33 @@ def test_arguments(run_tool, toy, tmp_path):
         done = run_tool(*_evaluate(toy, *more))
         assert done.returncode == 1 and done.stderr.startswith("error: ")
         assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_models_are_compared_with_one_another(toy, make_store, tmp_path):
+    """The query store, imported, does not name its weights; the others name different ones."""
+    truth = load_ground_truth(toy["gnd"])
+    database, far = (Store(make_store(tmp_path / name, Store(toy[part]).names, _table(Store(toy[part])),
+                                      weights_digest=name))
+                     for name, part in (("a", "database"), ("b", "distractors")))
+    with pytest.raises(StoreError, match="/a and .*/b were made with different weights"):
+        evaluate_stores(truth, Store(toy["query"]), database, [far])
+
+
+def test_whitened_and_plain_are_not_compared(toy, make_store, tmp_path):
+    truth, store = load_ground_truth(toy["gnd"]), Store(toy["database"])
+    query = Store(toy["query"])
+    white = Store(make_store(tmp_path / "w", store.names, _table(store), weights_digest="x",
+                             whitening="pca"))
+    plain = Store(make_store(tmp_path / "p", query.names, _table(query), weights_digest="x"))
+    with pytest.raises(StoreError, match="one was whitened, or each in another way"):
+        evaluate_stores(truth, plain, white)
+    evaluate_stores(truth, query, white)        # this one names nothing: it is not known
+
+
+def test_no_store_counts_twice(toy, tmp_path):
+    truth = load_ground_truth(toy["gnd"])
+    query, database, far = (Store(toy[part]) for part in ("query", "database", "distractors"))
+    (tmp_path / "link").symlink_to(toy["distractors"])
+    for distractors in ([database], [far, far], [far, Store(tmp_path / "link")]):
+        with pytest.raises(StoreError, match="give each store of database images and distractors once"):
+            evaluate_stores(truth, query, database, distractors)

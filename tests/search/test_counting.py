@@ -83,7 +83,7 @@ def test_no_labels_at_all(tmp_path):
 
 def test_one_process_does_all():
     options = counting_options(torch.device("cpu"))
-    assert options["share"] == (0, 1) and options["add_up"](np.arange(3)).tolist() == [0, 1, 2]
+    assert options["share"] == (0, 1) and options["together"](lambda: np.arange(3)).tolist() == [0, 1, 2]
     assert "counter" not in options
 
 
@@ -122,3 +122,28 @@ def test_the_command_without_torchrun(run_tool, tmp_path):
     assert done.returncode == 1 and "no.pkl" in done.stderr and "Traceback" not in done.stderr
     done = run_tool("tools/evaluate.py", "--gnd", tmp_path / "no.pkl")
     assert done.returncode == 1 and "--help lists the arguments" in done.stderr
+
+
+def test_what_one_process_cannot_read_all_say(tmp_path):
+    """Nobody waits, or is told of a lost connection."""
+    rng = np.random.default_rng(0)
+    far = _store(tmp_path / "far", rng.standard_normal((30_000, 64)).astype(np.float32), (), 5000)
+    _store(tmp_path / "database", rng.standard_normal((20, 64)).astype(np.float32))
+    _store(tmp_path / "query", rng.standard_normal((2, 64)).astype(np.float32))
+    file = far.path / "chunk-000005.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-8192:-8188] = np.float32(np.nan).tobytes()
+    file.write_bytes(bytes(content))
+    (tmp_path / "gnd_toy.pkl").write_bytes(pickle.dumps({
+        "imlist": [f"database {i}" for i in range(20)], "qimlist": ["query 0", "query 1"],
+        "gnd": [{"easy": [1], "hard": [2], "junk": []}] * 2}))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "tools/evaluate.py", "--gnd", str(tmp_path / "gnd_toy.pkl"), "--device", "cpu", "--query",
+         str(tmp_path / "query"), "--database", str(tmp_path / "database"), "--distractors",
+         str(far.path)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0
+    errors = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
+    assert len(errors) == 1 and "has values that are not finite" in errors.pop()
+    assert "Connection closed" not in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dolg.errors import UserError
 from dolg.features.store import FeatureStore, StoreWriter
@@ -15,7 +16,7 @@ from dolg.search.exact import top_k
 from dolg.search.indexes import Index, add_to_index, best_first, build_index, merge_results
 from dolg.search.measuring import measure, recall
 from dolg.search.queries import search_indexes
-from revisitop import load_ground_truth
+from revisitop import StoreError, load_ground_truth
 
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 16
@@ -97,7 +98,7 @@ def test_kinds(stores, tmp_path, kind, least, size):
     assert least <= recall(exact, rows, 10) <= 1
     assert (np.diff(scores, axis=1) <= 0).all()
     tables = 256 * DIM * 4 + 16 * DIM * 4 + DIM * DIM * 4 + 4000
-    assert size * 1257 <= (tmp_path / "index" / "index.faiss").stat().st_size <= size * 1257 + tables
+    assert size * 1257 <= index.file.stat().st_size <= size * 1257 + tables
     again_scores, again = Index(tmp_path / "index").search(_queries(stores), 10)
     np.testing.assert_array_equal(rows, again)
     np.testing.assert_array_equal(scores, again_scores)
@@ -183,6 +184,7 @@ def test_an_index_of_other_stores_is_not_measured(stores, flat):
 
 
 @pytest.mark.parametrize("kind, message", [
+    ("HNSW32_PQ4", "no 'HNSW32_PQ4' for inner products"),
     ("nonsense", "could not parse index string nonsense.*kinds are flat"),
     ("PQ7", "multiple of the number of subquantizers")])
 def test_kinds_that_do_not_fit(stores, tmp_path, kind, message):
@@ -198,13 +200,73 @@ def test_mistakes(stores, flat, tmp_path):
         Index(tmp_path)
     with pytest.raises(UserError, match="have shape .*the index .* has 16 dimensions"):
         Index(flat).search(np.ones((1, 3), np.float32), 1)
+    with pytest.raises(UserError, match="0 results are asked for"):
+        Index(flat).search(np.ones((1, DIM), np.float32), 0)
+    with pytest.raises(UserError, match="--probes is 0"):
+        Index(flat, probes=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="faiss finds no GPU here: search without --gpu"):
+            Index(flat, on_gpu=True)
     other = _store(tmp_path / "other", np.ones((3, DIM + 1), np.float32))
-    with pytest.raises(UserError, match="other has 17 dimensions, .*database 16"):
+    with pytest.raises(StoreError, match="other has descriptors of 17 dimensions, .*database of 16"):
         add_to_index(flat, [other])
-    a = _store(tmp_path / "a", np.ones((3, DIM), np.float32), weights_digest="a")
-    b = _store(tmp_path / "b", np.ones((3, DIM), np.float32), weights_digest="b")
-    with pytest.raises(UserError, match="made with different weights"):
-        build_index(tmp_path / "ab", [a, b], "flat")
+
+
+def test_models_are_not_mixed(tmp_path):
+    ones = np.ones((3, DIM), np.float32)
+    plain = _store(tmp_path / "plain", ones)
+    a, b = (_store(tmp_path / name, ones * number, weights_digest=name)
+            for number, name in ((2, "a"), (3, "b")))
+    white = _store(tmp_path / "white", ones, weights_digest="a", whitening="w")
+    with pytest.raises(StoreError, match="plain|/a and .*/b were made with different weights"):
+        build_index(tmp_path / "ab", [plain, a, b], "flat")
+    with pytest.raises(StoreError, match="one was whitened"):
+        build_index(tmp_path / "aw", [a, white], "flat")
+    build_index(tmp_path / "index", [plain, a], "flat")
+    with pytest.raises(StoreError, match="made with different weights"):
+        add_to_index(tmp_path / "index", [b])
+    for query, message in ((b, "made with different weights"), (white, "one was whitened")):
+        with pytest.raises(StoreError, match=message):
+            search_indexes([tmp_path / "index"], query, 1)
+
+
+def test_images_are_not_taken_twice(stores, flat, tmp_path):
+    with pytest.raises(UserError, match="is given them twice"):
+        build_index(tmp_path / "twice", [stores["far"], stores["far"]], "flat")
+    assert not (tmp_path / "twice" / "index.json").exists()
+    build_index(tmp_path / "far", [stores["far"]], "flat")
+    with pytest.raises(UserError, match="has images that .* has as well"):
+        search_indexes([flat, tmp_path / "far"], stores["query"], 3)
+
+
+@pytest.mark.parametrize("name", ["index-1.faiss", "names-1.safetensors"])
+def test_a_damaged_index(stores, tmp_path, name):
+    build_index(tmp_path / "index", [stores["far"]], "flat")
+    file = tmp_path / "index" / name
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match="is damaged, build it again"):
+        Index(tmp_path / "index")
+
+
+def test_a_failed_addition_leaves_the_index(stores, tmp_path, monkeypatch):
+    """The disk is full once faiss's file is written."""
+    from dolg.search import indexes
+
+    build_index(tmp_path / "index", [stores["database"]], "flat")
+    before = Index(tmp_path / "index").search(_queries(stores), 20)
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(indexes, "write_atomically", full)
+    with pytest.raises(OSError):
+        add_to_index(tmp_path / "index", [stores["far"]])
+    monkeypatch.undo()
+    after = Index(tmp_path / "index").search(_queries(stores), 20)
+    np.testing.assert_array_equal(before, after)
+    add_to_index(tmp_path / "index", [stores["far"]])
+    assert {file.name for file in (tmp_path / "index").iterdir()} == {
+        "index.json", "index-2.faiss", "names-2.safetensors"}
 
 
 def test_an_index_cut_in_the_making_is_none(stores, flat, tmp_path, monkeypatch):
