@@ -24,10 +24,12 @@ _LISTED = 5
 
 
 class Pair(NamedTuple):
-    """A result against the first; `queries` names those that both have, in the first's order."""
+    """A result against the first. What both have is compared, in the first's order: `indexes` are
+    those that queries have in the first result, `queries` their names there."""
 
     first: str
     second: str
+    indexes: list[int]
     queries: list[str]
     comparison: Comparison
 
@@ -70,15 +72,16 @@ def compare_with_first(results: dict[str, dict], protocol: str, samples: int,
     pairs = []
     for second, other in others:
         try:
-            queries, *aps = _paired_aps(result, other, protocol)
-            pairs.append(Pair(first, second, queries, compare_aps(*aps, samples, seed)))
+            indexes, queries, *aps = _paired_aps(result, other, protocol)
+            pairs.append(Pair(first, second, indexes, queries, compare_aps(*aps, samples, seed)))
         except ValueError as error:
             raise ResultError(f"{first} and {second} cannot be compared: {error}") from None
     return pairs
 
 
-def _paired_aps(first: dict, second: dict, protocol: str) -> tuple[list[str], list, list]:
-    """Names of the queries that both results have, and the AP of each in both.
+def _paired_aps(first: dict, second: dict,
+                protocol: str) -> tuple[list[int], list[str], list, list]:
+    """Of the queries that both results have, the index in the first, the name, and the AP in both.
 
     By name where both give names, else by place. Raises ValueError where they have no query in
     common or, without names, different numbers of queries.
@@ -88,10 +91,11 @@ def _paired_aps(first: dict, second: dict, protocol: str) -> tuple[list[str], li
     if names is None or others is None:
         if len(before) != len(after):
             raise ValueError(f"they have {len(before)} and {len(after)} queries")
-        return names or others or [f"query {q}" for q in range(len(before))], before, after
+        indexes = list(range(len(before)))
+        return indexes, names or others or [f"query {q}" for q in indexes], before, after
     of_second = dict(zip(others, after))
     common = [q for q, name in enumerate(names) if name in of_second]
-    return ([names[q] for q in common], [before[q] for q in common],
+    return (common, [names[q] for q in common], [before[q] for q in common],
             [of_second[names[q]] for q in common])
 
 
@@ -126,7 +130,8 @@ def format_pair(pair: Pair, protocol: str) -> str:
         f"  {comparison.sentence(f'mAP {protocol.capitalize()}')}",
         f"  {comparison.wins} wins, {comparison.losses} losses, {comparison.ties} ties",
         *(f"  largest {kind}: " + ", ".join(
-            f"{points(change)} {pair.queries[query]} ({query})" for query, change in found)
+            f"{points(change)} {pair.queries[query]} ({pair.indexes[query]})"
+            for query, change in found)
           for kind, sign in (("wins", 1), ("losses", -1))
           if (found := comparison.largest(_LISTED, sign)))])
 
@@ -157,8 +162,8 @@ def _without_queries(result: dict) -> dict:
 def _pair_as_json(results: dict[str, dict], pair: Pair) -> dict:
     comparison = pair.comparison
     low, high = comparison.interval
-    changes = [{"query": query, "name": pair.queries[query], "change": change} for query, change
-               in zip(comparison.queries.tolist(), comparison.changes.tolist())]
+    changes = [{"query": pair.indexes[query], "name": pair.queries[query], "change": change}
+               for query, change in zip(comparison.queries.tolist(), comparison.changes.tolist())]
     return {"first": pair.first, "second": pair.second,
             "differences": differences(results[pair.first], results[pair.second]),
             "change": comparison.mean, "interval": [low, high], "p": comparison.p_value,

@@ -5,6 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
+# Characters of a field; a list of all 762,000 index images of Google Landmarks v2 has 13 million
+_LONGEST_FIELD = 1 << 26
+
+
 class TableError(ValueError):
     """A CSV file that cannot be used; one line says where and what is wrong with it."""
 
@@ -23,8 +27,8 @@ def read_table(
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
-            header = _header(next(reader, []), path, required, optional, others)
-            for row in reader:
+            header = _header(_next_row(reader) or [], path, required, optional, others)
+            while (row := _next_row(reader)) is not None:
                 if len(row) not in (0, len(header)):
                     raise TableError(f"{path}, line {reader.line_num}: it has {len(row)} fields, "
                                      f"and the header {len(header)}")
@@ -45,6 +49,16 @@ def sha256(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise TableError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row, None at the end. csv has one limit for all that a program reads, lower than lists
+    are long: it is another only as long as a row is read."""
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(before)
 
 
 def _header(

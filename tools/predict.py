@@ -5,10 +5,10 @@ from pathlib import Path
 from dolg.core.cli import run
 from dolg.core.distributed import device
 from dolg.errors import UserError
-from dolg.features.labelled import check_same_weights
 from dolg.features.store import FeatureStore
 from dolg.search.predictions import (
     read_landmarks, recognised_landmarks, retrieved_images, write_predictions)
+from revisitop.evaluation import check_same_model
 from revisitop.stores import StoreError
 
 
@@ -43,8 +43,7 @@ def main() -> None:
     try:
         query = FeatureStore(args.query)
         database = [FeatureStore(path) for path in args.database]
-        for store in database:
-            check_same_weights(query, store)
+        check_same_model([query, *database])
         if args.task == "retrieval":
             column = "images"
             predictions = retrieved_images(query, database, args.depth, device())

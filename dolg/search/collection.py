@@ -7,18 +7,19 @@ from functools import cached_property
 import numpy as np
 
 from dolg.errors import UserError
-from dolg.features.store import FeatureStore
 from dolg.files import file_digest
+from revisitop.stores import Chunk, Store
 
 
 class Collection:
     """Stores one after another: database first, then distractors. Row indexes count on from one to
-    the next; iterate for memory-mapped chunks (n,D), rows of NaN where an image failed.
+    the next; iterate for chunks (n,D), memory-mapped, rows of NaN where an image failed and only there.
 
-    Raises UserError for no store, and for descriptors of different lengths or of no length.
+    Raises UserError for no store, and for descriptors of different lengths or of no length; iterating
+    raises StoreError for a row that is not finite though its image did not fail.
     """
 
-    def __init__(self, stores: Sequence[FeatureStore]):
+    def __init__(self, stores: Sequence[Store]):
         if not stores:
             raise UserError("there is no store to search: give at least one")
         for store in stores:
@@ -27,12 +28,20 @@ class Collection:
                                 f"{stores[0].path} of {stores[0].dim}: they cannot be one database")
         self.stores, self.dim = list(stores), stores[0].dim
         self.starts = np.cumsum([0, *(store.count for store in stores)]).tolist()
+        # (store, chunk) -> whether failed rows must be marked; each is looked at once, as `gather` often
+        # wants few rows of a chunk, and checking reads them all
+        self._unmarked: dict[tuple[int, int], bool] = {}
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (chunk for store in self.stores for chunk in store.chunks())
+        for number, store in enumerate(self.stores):
+            for index in range(store.num_chunks):
+                chunk, place = store.chunk(index), (number, index)
+                if place not in self._unmarked:
+                    self._unmarked[place] = _lacks_marks(store, index, chunk)
+                yield _marked(chunk) if self._unmarked[place] else chunk.descriptors
 
     @cached_property
     def digests(self) -> list[str]:
@@ -40,7 +49,7 @@ class Collection:
         return [store_digest(store) for store in self.stores]
 
 
-def store_digest(store: FeatureStore) -> str:
+def store_digest(store: Store) -> str:
     """SHA-256 of a store's manifest, its names and its chunks' digests: of all that is in it."""
     digest = hashlib.sha256(json.dumps(store.manifest, sort_keys=True).encode())
     for index in range(store.num_chunks):
@@ -48,6 +57,23 @@ def store_digest(store: FeatureStore) -> str:
         content = [chunk.names, chunk.digest or file_digest(chunk.file)]
         digest.update(json.dumps(content).encode())
     return digest.hexdigest()
+
+
+def _lacks_marks(store: Store, index: int, chunk: Chunk) -> bool:
+    """Whether a failed row of a chunk is not all NaN. Raises StoreError for a row that is not finite
+    though its image did not fail."""
+    descriptors, failed = chunk.descriptors, chunk.status != 0
+    broken = np.flatnonzero(~np.isfinite(descriptors).all(axis=1) & ~failed)
+    if broken.size:
+        raise store.not_finite(index * store.chunk_size + int(broken[0]))
+    return not np.isnan(descriptors[failed]).all()
+
+
+def _marked(chunk: Chunk) -> np.ndarray:
+    """A copy of a chunk's descriptors (n,D), rows of NaN where an image failed."""
+    descriptors = np.array(chunk.descriptors)
+    descriptors[chunk.status != 0] = np.nan
+    return descriptors
 
 
 def as_chunks(database: np.ndarray | Iterable[np.ndarray]) -> Iterable[np.ndarray]:

@@ -21,6 +21,8 @@ from dolg.search.rankings import best_of
 
 # Unknowns that are solved for at a time
 _BLOCK_UNKNOWNS = 1 << 16
+# Residuals below this are 0: their squares would be no numbers, and neither what they divide
+_LEAST_TOLERANCE = 1e-100
 
 
 def diffusion(
@@ -38,15 +40,18 @@ def diffusion(
         truncate: images among which each of these is diffused (Yang et al.); 0: among all, by one
             solution per query (Iscen et al.).
         alpha: share that goes on at each step, below 1.
-        iterations, tolerance: conjugate gradients end after so many, or where the residual is so
-            small, relative to the right-hand side.
+        iterations, tolerance: conjugate gradients end after so many, at least 1, or where the residual
+            is so small, relative to the right-hand side; below 1, of which nothing would be solved.
 
     Returns indexes (Q,k) int64, best first, equal ones by index, and scores (Q,k) float64; -1 and -inf
     where fewer than k images are reached. Raises UserError for numbers out of range and an affinity
     of another database.
     """
     chunks = as_chunks(database)
-    _check(affinity, sum(len(chunk) for chunk in chunks), k, k_query, truncate, alpha)
+    check_settings(k, gamma, k_query, truncate, alpha, iterations, tolerance)
+    count = sum(len(chunk) for chunk in chunks)
+    if affinity.shape[0] != count:
+        raise UserError(f"the affinity is of {affinity.shape[0]} images, but the database has {count}")
     start = query_affinity(nearest(queries, chunks, k_query, device=device), affinity.shape[0], gamma)
     if not truncate:
         return _each_by_itself(affinity, start, k, alpha, iterations, tolerance)
@@ -58,11 +63,25 @@ def diffusion(
     return best_of(start[:, images] @ diffused, k)
 
 
+def check_settings(k: int, gamma: float, k_query: int, truncate: int, alpha: float, iterations: int,
+                   tolerance: float) -> None:
+    """Raise UserError for settings of `diffusion` that are out of range."""
+    if min(k, k_query) < 1 or truncate < 0:
+        raise UserError(f"k, k_query and truncate are {k}, {k_query} and {truncate}; they must be at "
+                        "least 1, 1 and 0")
+    _check_gamma(gamma)
+    if not 0 <= alpha < 1:
+        raise UserError(f"alpha is {alpha}: give 0 or more, and less than 1")
+    if iterations < 1:
+        raise UserError(f"iterations is {iterations}: give at least 1, or nothing is found")
+    if not 0 <= tolerance < 1:
+        raise UserError(f"tolerance is {tolerance}: give 0 or more, and less than 1")
+
+
 def normalised_affinity(neighbours: Neighbours, k: int = 0, gamma: float = 3.0) -> sparse.csr_matrix:
     """S = D^-1/2 A D^-1/2 (N,N), float64, of A: similarity^gamma of images that are each among the
     other's first k (0: all) neighbours; D are its row sums."""
-    if gamma <= 0:
-        raise UserError(f"gamma is {gamma}; it must be above 0")
+    _check_gamma(gamma)
     graph = mutual_graph(neighbours, k).astype(np.float64)
     graph.data **= gamma
     degrees = np.asarray(graph.sum(axis=1)).ravel()
@@ -126,8 +145,9 @@ def _solved(matrix: sparse.csr_matrix, shape: tuple[int, int], alpha: float, ite
     x, residual = np.zeros(shape), np.zeros(shape)
     residual[:, 0] = 1
     direction, squares = residual.copy(), np.ones(len(x))
+    enough = max(tolerance, _LEAST_TOLERANCE) ** 2
     for _ in range(iterations):
-        going = squares > tolerance ** 2
+        going = squares > enough
         if not going.any():
             break
         image = direction - alpha * (matrix @ direction.ravel()).reshape(shape)
@@ -150,17 +170,12 @@ def _each_by_itself(affinity: sparse.csr_matrix, start: sparse.csr_matrix, k: in
     system = sparse.identity(affinity.shape[0], format="csr") - alpha * affinity
     results = [(np.empty((0, k), np.int64), np.empty((0, k)))]
     for row in tqdm(range(start.shape[0]), desc="diffusing", unit="query", disable=None):
-        scores, _ = cg(system, start[[row]].toarray()[0], rtol=tolerance, maxiter=iterations)
+        scores, _ = cg(system, start[[row]].toarray()[0], rtol=max(tolerance, _LEAST_TOLERANCE),
+                       maxiter=iterations)
         results.append(best_of(sparse.csr_matrix(scores), k))
     return tuple(np.concatenate(tables) for tables in zip(*results))
 
 
-def _check(affinity: sparse.csr_matrix, count: int, k: int, k_query: int, truncate: int,
-           alpha: float) -> None:
-    if min(k, k_query) < 1 or truncate < 0:
-        raise UserError(f"k, k_query and truncate are {k}, {k_query} and {truncate}; they must be at "
-                        "least 1, 1 and 0")
-    if not 0 <= alpha < 1:
-        raise UserError(f"alpha is {alpha}: give 0 or more, and less than 1")
-    if affinity.shape[0] != count:
-        raise UserError(f"the affinity is of {affinity.shape[0]} images, but the database has {count}")
+def _check_gamma(gamma: float) -> None:
+    if not 0 < gamma < np.inf:
+        raise UserError(f"gamma is {gamma}; it must be above 0")

@@ -11,6 +11,7 @@ from dolg.features.store import FeatureStore, LocalTable, StoreWriter
 from dolg.search import neighbours as neighbour_lists
 from dolg.search.collection import Collection, as_chunks, gather, store_digest
 from dolg.search.neighbours import Neighbours, nearest, neighbours_of
+from revisitop.evaluation import check_same_model
 
 # Values of the neighbours' descriptors that are in memory at a time
 _BLOCK_VALUES = 1 << 25
@@ -97,32 +98,12 @@ def expand_store(
             list, are passed over.
 
     Raises UserError for n < 1, alpha < 0, lists that do not fit, a `path` made by other settings, and
-    StoreError for stores that are damaged.
+    StoreError for stores that are damaged or were made by different models.
     """
     _check(n, alpha)
-    if store.dim != database.dim:
-        raise UserError(f"{store.path} has descriptors of {store.dim} dimensions, the database of "
-                        f"{database.dim}: both must come from one model")
-    writer = StoreWriter(path, store.names, store.dim, store.chunk_size,
-                         _provenance(store, database, n, alpha, first, neighbours),
-                         store.local_dim, store.manifest.get("local_dtype", "float16"))
-    writer.create()
-    lists = None if neighbours is None else _usable_lists(neighbours, database, n, first, store.count)
-    reasons = store.reasons()
-    with tqdm(total=store.count, initial=writer.count_written(), unit="image",
-              desc=Path(path).name, disable=None) as bar:
-        for chunks in _unfinished(writer):
-            rows = np.arange(writer.rows(chunks[0]).start, writer.rows(chunks[-1]).stop)
-            descriptors = store.rows(rows)
-            if lists is None:
-                own = None if first is None else first + rows
-                found = nearest(descriptors, database, n, own, device)
-            else:
-                found = Neighbours(*(table[rows] for table in lists))
-            means = weighted_means(descriptors, database, found, alpha)
-            for chunk in chunks:
-                bar.update(_write_chunk(writer, chunk, means, rows[0], store, reasons))
-    writer.remove_leftovers()
+    check_same_model([store, *database.stores])
+    writer = _writer(store, database, path, n, alpha, first, neighbours is not None)
+    _fill(writer, store, database, n, alpha, first, neighbours, device)
 
 
 def augment_stores(
@@ -135,11 +116,49 @@ def augment_stores(
     Raises as `expand_store` does.
     """
     _check(n, alpha)
+    check_same_model(database.stores)
     if len(paths) > len(database.stores):
         raise UserError(f"{len(paths)} new stores are named for a database of {len(database.stores)}")
+    # All of them before the search, which may take hours: none may be a store of something else
+    writers = [_writer(store, database, path, n, alpha, first, folder is not None)
+               for store, first, path in zip(database.stores, database.starts, paths)]
     lists = None if folder is None else neighbours_of(database, n, folder, device)
-    for store, first, path in zip(database.stores, database.starts, paths):
-        expand_store(store, database, path, n, alpha, first, lists, device)
+    for writer, store, first in zip(writers, database.stores, database.starts):
+        _fill(writer, store, database, n, alpha, first, lists, device)
+
+
+def _writer(store: FeatureStore, database: Collection, path: Path, n: int, alpha: float,
+            first: int | None, given: bool) -> StoreWriter:
+    """Of the new store; given: whether the neighbours are. Raises UserError where `path` holds another."""
+    try:
+        return StoreWriter(path, store.names, store.dim, store.chunk_size,
+                           _provenance(store, database, n, alpha, first, given),
+                           store.local_dim, store.manifest.get("local_dtype", "float16"))
+    except UserError as error:
+        # The words are for who extracts; here there is no configuration
+        raise UserError(str(error).replace("INFER.OUT_DIR", "--output")) from None
+
+
+def _fill(writer: StoreWriter, store: FeatureStore, database: Collection, n: int, alpha: float,
+          first: int | None, neighbours: Neighbours | None, device: str | torch.device) -> None:
+    """Compute and write the chunks that are missing, as `expand_store` has it."""
+    lists = None if neighbours is None else _usable_lists(neighbours, database, n, first, store.count)
+    writer.create()
+    reasons = store.reasons()
+    with tqdm(total=store.count, initial=writer.count_written(), unit="image",
+              desc=writer.path.name, disable=None) as bar:
+        for chunks in _unfinished(writer):
+            rows = np.arange(writer.rows(chunks[0]).start, writer.rows(chunks[-1]).stop)
+            descriptors = store.rows(rows)
+            if lists is None:
+                own = None if first is None else first + rows
+                found = nearest(descriptors, database, n, own, device)
+            else:
+                found = Neighbours(*(table[rows] for table in lists))
+            means = weighted_means(descriptors, database, found, alpha)
+            for chunk in chunks:
+                bar.update(_write_chunk(writer, chunk, means, rows[0], store, reasons))
+    writer.remove_leftovers()
 
 
 def _write_chunk(writer: StoreWriter, chunk: int, means: np.ndarray, start: int, store: FeatureStore,
@@ -174,11 +193,11 @@ def _unfinished(writer: StoreWriter) -> Iterator[range]:
 
 
 def _provenance(store: FeatureStore, database: Collection, n: int, alpha: float, first: int | None,
-                neighbours: Neighbours | None) -> dict:
+                given: bool) -> dict:
     kept = {key: value for key, value in store.manifest.items() if key not in _OF_THE_FILE}
     expansion = {"method": "query expansion" if first is None else "database-side augmentation",
                  "n": n, "alpha": alpha, "source": store_digest(store), "database": database.digests,
-                 "neighbours": "exact" if neighbours is None else "given"}
+                 "neighbours": "given" if given else "exact"}
     if "expansion" in kept:
         expansion["after"] = kept["expansion"]
     return {**kept, "expansion": expansion}

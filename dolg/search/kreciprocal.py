@@ -46,7 +46,8 @@ def k_reciprocal(
     """
     chunks = as_chunks(database)
     count = sum(len(chunk) for chunk in chunks)
-    _check(neighbours, count, k, k1, k2, lambda_value)
+    check_settings(k, k1, k2, lambda_value)
+    _check_lists(neighbours, count, k1, k2)
     found = nearest(queries, chunks, max(k, k1, k2 - 1), device=device)
     half = reciprocal_sets(neighbours.indexes, round(k1 / 2))       # to even, as the original
     wanted = _distinct(found.indexes[:, :max(k, k2 - 1)])
@@ -64,6 +65,14 @@ def k_reciprocal(
     indexes, similarities = (table[:, :k] for table in found)
     return _reranked(indexes, similarities, _overlaps(indexes, wanted, of_images, of_queries),
                      lambda_value)
+
+
+def check_settings(k: int, k1: int, k2: int, lambda_value: float) -> None:
+    """Raise UserError for settings of `k_reciprocal` that are out of range."""
+    if min(k, k1, k2) < 1:
+        raise UserError(f"k, k1 and k2 are {k}, {k1} and {k2}; they must be at least 1")
+    if not 0 <= lambda_value <= 1:
+        raise UserError(f"lambda is {lambda_value}: give 0 (the new distance alone) to 1")
 
 
 def reciprocal_sets(indexes: np.ndarray, k: int) -> sparse.csr_matrix:
@@ -174,11 +183,7 @@ def _distinct(indexes: np.ndarray) -> np.ndarray:
     return np.unique(indexes[indexes >= 0])
 
 
-def _check(neighbours: Neighbours, count: int, k: int, k1: int, k2: int, lambda_value: float) -> None:
-    if min(k, k1, k2) < 1:
-        raise UserError(f"k, k1 and k2 are {k}, {k1} and {k2}; they must be at least 1")
-    if not 0 <= lambda_value <= 1:
-        raise UserError(f"lambda is {lambda_value}: give 0 (the new distance alone) to 1")
+def _check_lists(neighbours: Neighbours, count: int, k1: int, k2: int) -> None:
     if len(neighbours.indexes) != count:
         raise UserError(f"there are neighbours of {len(neighbours.indexes)} images, but the database "
                         f"has {count}")

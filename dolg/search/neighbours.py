@@ -1,5 +1,6 @@
 """The nearest neighbours of every image, found exactly and kept in a folder, and their graph."""
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from dolg.search.exact import top_k
 
 # Rows that search the database in one pass over it, and that a part holds
 BLOCK_ROWS = 1 << 14
+# A temporary file that nobody has written to for so long was left by a run that was killed
+_ABANDONED_SECONDS = 86_400
 
 
 class Neighbours(NamedTuple):
@@ -64,8 +67,8 @@ def write_neighbours(
         part-000000.npz ...     of BLOCK_ROWS images, until all are there
 
     exclude_self: no image is its own neighbour; `queries` are the `database` then. A folder made with
-    a larger k serves as well, and all that it has is returned. Raises UserError where it holds
-    neighbours of other stores, or fewer.
+    a larger k serves as well, and all that it has is returned. Several runs may share a folder: each
+    takes what others have found. Raises UserError where it holds neighbours of other stores, or fewer.
     """
     folder = Path(folder)
     assert not exclude_self or queries.digests == database.digests
@@ -76,19 +79,18 @@ def write_neighbours(
     files = [folder / f"{name}.npy" for name in Neighbours._fields]
     parts = [folder / f"part-{start // BLOCK_ROWS:06d}.npz"
              for start in range(0, len(queries), BLOCK_ROWS)]
-    if not all(file.exists() for file in files):
-        missing = [number for number, part in enumerate(parts) if not part.exists()]
-        for number in tqdm(missing, desc=f"neighbours of {len(queries)} images", unit="part",
-                           disable=None):
+    for number, part in enumerate(tqdm(parts, desc=f"neighbours of {len(queries)} images", unit="part",
+                                       disable=None)):
+        # Looked up anew each time, as another run may have found the part, or joined all
+        if not part.exists() and not _all_there(files):
             start = number * BLOCK_ROWS
             rows = np.arange(start, min(start + BLOCK_ROWS, len(queries)))
             descriptors = gather(queries, rows, queries.dim)
             found = nearest(descriptors, database, k, rows if exclude_self else None, device)
-            with atomic_file(parts[number]) as file:
+            with atomic_file(part) as file:
                 np.savez(file, **found._asdict())
-        _join(parts, files, (len(queries), k))
-    for part in (*parts, *folder.glob(".*.tmp")):       # the latter are of runs that were killed
-        part.unlink(missing_ok=True)
+    _join(parts, files, (len(queries), k))
+    _tidy(folder, parts)
     return Neighbours(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in files))
 
 
@@ -155,8 +157,21 @@ def _agreed_k(folder: Path, manifest: dict) -> int:
     return before["k"]
 
 
+def _all_there(files: list[Path]) -> bool:
+    return all(file.exists() for file in files)
+
+
 def _join(parts: list[Path], files: list[Path], shape: tuple[int, int]) -> None:
-    """The tables of all parts, one after another, in a file each."""
+    """The tables of all parts, one after another, in a file each, unless another run has made them."""
+    try:
+        if not _all_there(files):
+            _write_joined(parts, files, shape)
+    except FileNotFoundError:
+        if not _all_there(files):       # else another run made them meanwhile, and removed the parts
+            raise
+
+
+def _write_joined(parts: list[Path], files: list[Path], shape: tuple[int, int]) -> None:
     for file, name, dtype in zip(files, Neighbours._fields, ("<i4", "<f4")):
         with atomic_file(file) as whole:
             np.lib.format.write_array_header_2_0(
@@ -164,3 +179,16 @@ def _join(parts: list[Path], files: list[Path], shape: tuple[int, int]) -> None:
             for part in parts:
                 with np.load(part, allow_pickle=False) as tables:
                     whole.write(np.ascontiguousarray(tables[name], dtype))
+
+
+def _tidy(folder: Path, parts: list[Path]) -> None:
+    """Remove what nobody needs once the parts are joined. Another run may still write temporary files;
+    what it does not find, it finds joined."""
+    for part in parts:
+        part.unlink(missing_ok=True)
+    for temporary in folder.glob(".*.tmp"):
+        try:
+            if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
+                temporary.unlink()
+        except FileNotFoundError:
+            pass        # its run has finished it

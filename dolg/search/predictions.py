@@ -1,7 +1,7 @@
 """Predictions for Google Landmarks v2, from feature stores, as revisitop/gldv2.py reads them."""
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 
 from dolg.errors import UserError
 from dolg.files import write_atomically
+from dolg.search.collection import Collection
 from dolg.search.exact import top_k
 from revisitop.stores import Store
 from revisitop.tables import TableError, read_table
@@ -98,19 +99,10 @@ def _search(
             raise UserError(f"store {store.path} has local features alone, and no descriptors")
     rows = np.flatnonzero(query.status == 0)
     descriptors = query.rows(rows)
-    chunks = (chunk for store in database for chunk in _chunks(store))
+    chunks: Iterable[np.ndarray] = Collection(database)
     if unit:
         descriptors, chunks = _unit(descriptors), map(_unit, chunks)
     return rows, *top_k(descriptors, chunks, k, device)
-
-
-def _chunks(store: Store) -> Iterator[np.ndarray]:
-    """Descriptors (n,D), NaN where an image failed, and only there."""
-    for start in range(0, store.count, store.chunk_size):
-        rows = np.arange(start, min(start + store.chunk_size, store.count))
-        descriptors = store.rows(rows)
-        descriptors[store.status[rows] != 0] = np.nan
-        yield descriptors
 
 
 def _unit(descriptors: np.ndarray) -> np.ndarray:

@@ -241,14 +241,16 @@ def test_results_without_a_record_are_compared(run_tool, write_result):
         "c.json", [0.5, 0.5])).returncode == 1
 
 
-def test_across_queries_are_found_by_name(run_tool, write_result):
+def test_across_queries_are_found_by_name(run_tool, write_result, tmp_path):
     first = write_result("a.json", [0.5, 0.25, 1.0])
     other = write_result("b.json", [0.5, 0.5], query_names=["name 2", "name 1"])
-    done = run_tool("revisitop/compare.py", first, other, "--across")
+    done = run_tool("revisitop/compare.py", first, other, "--across", "--json", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     # name 1 rises from 25 to 50, name 2 falls from 100 to 50
-    assert "largest wins: +25.00 name 1 " in done.stdout
-    assert "largest losses: -50.00 name 2 " in done.stdout and "with 2 queries" in done.stdout
+    assert "largest wins: +25.00 name 1 (1)" in done.stdout
+    assert "largest losses: -50.00 name 2 (2)" in done.stdout and "with 2 queries" in done.stdout
+    assert json.loads((tmp_path / "out").read_text())["comparisons"][0]["queries"] == [
+        {"query": 1, "name": "name 1", "change": 0.25}, {"query": 2, "name": "name 2", "change": -0.5}]
 
 
 def test_the_commands_mistakes(run_tool, write_result, tmp_path):

@@ -1,8 +1,10 @@
 """Feature stores of the tests' tables."""
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from dolg.features.store import FeatureStore, StoreWriter
 
@@ -26,3 +28,19 @@ def make_store(tmp_path):
         return FeatureStore(path)
 
     return make
+
+
+@pytest.fixture
+def change_row():
+    """`change_row(store, row, value)` puts another value into a descriptor, whatever its status."""
+
+    def change(store: FeatureStore, row: int, value: float) -> FeatureStore:
+        chunk = store.chunk(row // store.chunk_size)
+        tensors, file = load_file(chunk.file), chunk.file
+        tensors["global"][row % store.chunk_size] = value
+        failed = np.flatnonzero(tensors["status"]).tolist()
+        save_file(tensors, file, {"images": json.dumps({
+            "names": chunk.names, "errors": {str(row): "no photo" for row in failed}})})
+        return FeatureStore(store.path)
+
+    return change

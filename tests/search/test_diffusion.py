@@ -138,6 +138,20 @@ def test_the_tolerance_ends_the_iterations():
     assert residuals[1] < 1e-3 < residuals[0] < 0.3
 
 
+@pytest.mark.parametrize("truncate", [0, 1, 12])
+def test_no_tolerance(truncate):
+    """The iterations go on though nothing is left to solve for."""
+    database, queries = tables(6)
+    affinity = affinity_of(database, 2, 2.0)
+    with np.errstate(all="raise", under="ignore"):
+        indexes, scores = diffusion(queries, database, affinity, 50, 2.0, 4, truncate, 0.9, 3000, 0.0)
+    expected = slow_diffusion(queries, database, 2, 2.0, 4, truncate, 0.9)
+    for row, found, values in zip(expected, indexes, scores):
+        there = found >= 0
+        np.testing.assert_allclose(values[there], row[found[there]], rtol=1e-5, atol=1e-12)
+        assert np.isin(np.flatnonzero(row > 1e-9), found).all()
+
+
 def test_a_chain_is_followed():
     """Images of one street, each like the next: the far end comes before what is nearer by chance."""
     angles = np.deg2rad([0, 8, 16, 24, 32, 40, -30, -80])
@@ -166,7 +180,11 @@ def test_users_mistakes_are_named():
     database, queries = tables(0)
     affinity = affinity_of(database, 5, 3.0)
     for more, message in (({"k": 0}, "k_query and truncate are 0, 10"), ({"alpha": 1.0}, "alpha is 1"),
-                          ({"truncate": -1}, "-1"), ({"k_query": 0}, "at least")):
+                          ({"truncate": -1}, "-1"), ({"k_query": 0}, "at least"),
+                          ({"iterations": 0}, "iterations is 0"),
+                          ({"tolerance": -1e-9}, "tolerance is -1e"),
+                          ({"tolerance": np.nan}, "tolerance is nan"), ({"tolerance": 1.0}, "less than 1"),
+                          ({"gamma": np.nan}, "gamma is nan"), ({"alpha": np.nan}, "alpha is nan")):
         with pytest.raises(UserError, match=message):
             diffusion(queries, database, affinity, **{"k": 5, **more})
     with pytest.raises(UserError, match="of 50 images, but the database has 49"):

@@ -11,6 +11,7 @@ from dolg.search import expansion, neighbours
 from dolg.search.collection import Collection
 from dolg.search.expansion import augment, augment_stores, expand_queries, expand_store
 from dolg.search.neighbours import Neighbours
+from revisitop.stores import StoreError
 
 
 def slow_expand(descriptors, database, n, alpha, own=None):
@@ -106,15 +107,42 @@ def test_users_mistakes_are_named(tables, make_store, tmp_path):
     with pytest.raises(TypeError, match="not a generator"):
         expand_queries(queries, (part for part in [database]), 3)
     store = make_store("other", np.ones((4, 3), np.float32))
-    with pytest.raises(UserError, match="3 dimensions, the database of 6"):
-        expand_store(store, Collection([make_store("database", database)]), tmp_path / "new", 2)
-    assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="2 new stores"):
         augment_stores(Collection([store]), [tmp_path / "new", tmp_path / "more"], 2)
     with pytest.raises(UserError, match="cannot be one database"):
         Collection([make_store("database 2", database), store])
     with pytest.raises(UserError, match="at least one"):
         Collection([])
+
+
+@pytest.mark.parametrize("message, width, more", [
+    ("of 6 dimensions", 7, {}), ("different weights", 6, {"weights_digest": "xyz"}),
+    ("one was whitened", 6, {"whitening": {"digest": "xyz"}})])
+def test_stores_of_other_models_are_refused(make_store, tmp_path, message, width, more):
+    query = make_store("query", np.ones((4, width), np.float32), provenance=more)
+    database = make_store("database", np.ones((9, 6), np.float32))
+    with pytest.raises(StoreError, match=message):
+        expand_store(query, Collection([database]), tmp_path / "new", 2)
+    if width == 6:
+        with pytest.raises(StoreError, match=message):
+            augment_stores(Collection([database, query]), [tmp_path / "new"], 2, folder=tmp_path / "l")
+    assert not (tmp_path / "new").exists() and not (tmp_path / "l").exists()
+
+
+def test_a_damaged_row_is_no_neighbour_that_failed(make_store, change_row, tmp_path):
+    query = make_store("query", np.ones((4, 3), np.float32))
+    database = change_row(make_store("database", np.ones((9, 3), np.float32)), 5, np.nan)
+    with pytest.raises(StoreError, match="'database 5'"):
+        expand_store(query, Collection([database]), tmp_path / "new", 2)
+
+
+def test_new_stores_are_checked_before_the_search(stores, tmp_path):
+    """All of them: the last may hold another store, too."""
+    database, paths = Collection(stores[1]), [tmp_path / "one", tmp_path / "two"]
+    expand_store(stores[1][1], database, paths[1], 3, 1.0, 33)
+    with pytest.raises(UserError, match="two was made by other settings: expansion.* another --output"):
+        augment_stores(database, paths, 4, 1.0, tmp_path / "lists")
+    assert not (tmp_path / "lists").exists() and not paths[0].exists()
 
 
 @pytest.fixture
@@ -262,7 +290,7 @@ def test_the_commands(tables, stores, run_tool, tmp_path):
                                expected, atol=1e-6)
     shutil.rmtree(outs[1])
     for arguments, message in (
-            (["dba", *database, "--output", tmp_path / "d", "--n", 5], "made by other settings"),
+            (["dba", *database, "--output", tmp_path / "d", "--n", 5], "Give another --output, or"),
             (["aqe", "--query", tmp_path / "no", *database, "--output", outs[1]],
              "not a feature store")):
         done = run(*arguments)

@@ -1,5 +1,7 @@
 """Lists of neighbours and their graph, against sorting everything."""
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -102,7 +104,9 @@ def test_a_killed_run_goes_on(database, small_blocks, tmp_path, monkeypatch):
         neighbours_of(database, 5, part)
     assert sorted(file.name for file in part.glob("part-*")) == [
         f"part-{number:06d}.npz" for number in range(3)]
-    (part / ".part-000003.npz.host.1.tmp").write_text("left by a run that was killed")
+    left = part / ".part-000003.npz.host.1.tmp"
+    left.write_text("left by a run that was killed")
+    os.utime(left, (time.time() - 90_000,) * 2)
     calls.extend([None] * 10)
     neighbours_of(database, 5, part)
     assert len(calls) == 14 + 8 - 3         # of 8 parts, those that are missing
@@ -111,6 +115,48 @@ def test_a_killed_run_goes_on(database, small_blocks, tmp_path, monkeypatch):
     assert len(list(part.iterdir())) == 3
     neighbours_of(database, 5, part)
     assert len(calls) == 19
+
+
+@pytest.mark.parametrize("at", [1, 4, 8])
+def test_two_runs_share_a_folder(table, database, small_blocks, tmp_path, monkeypatch, at):
+    """While one looks for the neighbours of part `at`, the other comes to the end, and tidies up."""
+    folder, search, calls = tmp_path / "lists", neighbours.nearest, []
+
+    def overtaken(*args, **more):
+        calls.append(args)
+        if len(calls) == at:
+            (folder / ".part-000007.npz.host.1.tmp").write_text("a third one writes this")
+            neighbours_of(database, 5, folder)
+        return search(*args, **more)
+
+    monkeypatch.setattr(neighbours, "nearest", overtaken)
+    found = neighbours_of(database, 5, folder)
+    assert len(calls) == 9          # the 8 parts, and the one that both were looking for
+    assert_same(found, slow_nearest(table, table, 5, np.arange(61)))
+    assert sorted(file.name for file in folder.iterdir()) == [
+        ".part-000007.npz.host.1.tmp", "indexes.npy", "manifest.json", "similarities.npy"]
+
+
+def test_parts_that_another_run_has_joined(table, database, small_blocks, tmp_path, monkeypatch):
+    folder, join, runs = tmp_path / "lists", neighbours._write_joined, []
+
+    def overtaken(*args):
+        runs.append(args)
+        if len(runs) == 1:
+            neighbours_of(database, 5, folder)
+        join(*args)
+
+    monkeypatch.setattr(neighbours, "_write_joined", overtaken)
+    assert_same(neighbours_of(database, 5, folder), slow_nearest(table, table, 5, np.arange(61)))
+    assert len(runs) == 2 and len(list(folder.iterdir())) == 3
+
+
+def test_parts_that_someone_deleted(database, small_blocks, tmp_path, monkeypatch):
+    join = neighbours._write_joined
+    monkeypatch.setattr(neighbours, "_write_joined",
+                        lambda parts, *rest: parts[3].unlink() or join(parts, *rest))
+    with pytest.raises(FileNotFoundError, match="part-000003"):
+        neighbours_of(database, 5, tmp_path / "lists")
 
 
 def test_folders_of_others_are_refused(database, tmp_path):

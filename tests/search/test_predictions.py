@@ -11,10 +11,10 @@ from dolg.search.predictions import (
 from revisitop.stores import StoreError
 
 
-def write_store(path, names, table, weights="a" * 64) -> FeatureStore:
+def write_store(path, names, table, weights="a" * 64, **more) -> FeatureStore:
     """A store in chunks of 7; rows with NaN are marked as failed."""
     table = np.asarray(table, np.float32)
-    writer = StoreWriter(path, names, table.shape[1], 7, {"weights_digest": weights})
+    writer = StoreWriter(path, names, table.shape[1], 7, {"weights_digest": weights, **more})
     for chunk in range(writer.num_chunks):
         rows = list(writer.rows(chunk))
         failed = np.flatnonzero(np.isnan(table[rows]).any(axis=1))
@@ -128,6 +128,15 @@ def test_where_all_failed_nothing_is_predicted(world, tmp_path):
     assert recognised_landmarks(lost, [stores["first"]], world[3]) == {"lost": ""}
 
 
+def test_an_image_that_failed_is_not_found_whatever_its_row_holds(world, change_row):
+    stores, queries, images, _ = world
+    images["first02"][:] = np.nan
+    change_row(stores["first"], 2, 1000.0)
+    found = retrieved_images(stores["query"], [FeatureStore(stores["first"].path)], 30)
+    assert all("first02" not in found[name].split() for name in queries)
+    assert len(found["query00"].split()) == 23
+
+
 def test_labels(tmp_path):
     file = tmp_path / "train.csv"
     file.write_text("id,url,landmark_id\na,http://x/y.jpg,142820\nb,,0\na,http://x/y.jpg,142820\n")
@@ -188,10 +197,12 @@ def test_mistakes_on_the_command_line(world, run_tool, tmp_path):
     first, query = world[0]["first"].path, world[0]["query"].path
     other = write_store(tmp_path / "other", ["a.jpg"], np.ones((1, 6)), weights="b" * 64).path
     wide = write_store(tmp_path / "wide", ["a.jpg"], np.ones((1, 9))).path
+    white = write_store(tmp_path / "white", ["a.jpg"], np.ones((1, 6)), whitening="abc").path
     (tmp_path / "p.csv").write_text("earlier")
     for database, more, message in (
             (other, (), "were made with different weights"),
-            (wide, (), "queries have 6 dimensions"),
+            (wide, (), "of 9 dimensions"),
+            (white, (), "one was whitened"),
             (tmp_path, (), "is not a feature store"),
             (first, ("--depth", 0), "k is 0"),
             (first, ("--output", tmp_path), "it is a folder")):

@@ -161,6 +161,45 @@ def test_methods_on_stores(world, method, settings, tmp_path):
         make_ranking("kreciprocol", query, collection, tmp_path / "lists", {})
 
 
+@pytest.mark.parametrize("method, settings, message", [
+    ("kreciprocal", {"k": 0}, "at least 1"), ("kreciprocal", {"k1": 0}, "at least 1"),
+    ("kreciprocal", {"k2": 0}, "at least 1"), ("kreciprocal", {"lambda_value": 1.1}, "lambda is 1.1"),
+    ("diffusion", {"k": 0}, "at least 1"), ("diffusion", {"k_graph": 0}, "k_graph is 0"),
+    ("diffusion", {"k_query": 0}, "at least 1"), ("diffusion", {"gamma": -1.0}, "gamma is -1"),
+    ("diffusion", {"truncate": -1}, "least 1, 1 and 0"), ("diffusion", {"alpha": 1.0}, "alpha is 1"),
+    ("diffusion", {"iterations": 0}, "iterations is 0"),
+    ("diffusion", {"tolerance": -1.0}, "tolerance is -1")])
+def test_settings_are_checked_before_the_search(world, method, settings, message, tmp_path):
+    query, *parts = world["stores"]
+    with pytest.raises(UserError, match=message):
+        make_ranking(method, query, Collection(parts), tmp_path / "lists", settings)
+    assert not (tmp_path / "lists").exists()
+
+
+@pytest.mark.parametrize("message, width, more", [
+    ("of 6 dimensions", 6, {}), ("different weights", 5, {"weights_digest": "xyz"}),
+    ("one was whitened", 5, {"whitening": {"digest": "xyz"}})])
+def test_stores_of_other_models_are_refused(world, make_store, message, width, more, tmp_path):
+    query, *parts = world["stores"]
+    other = make_store("other", np.ones((4, width), np.float32), provenance=more)
+    databases = [(other, parts)] if width != 5 else [(other, parts), (query, [*parts, other])]
+    for queries, database in databases:
+        with pytest.raises(StoreError, match=message.replace("6", "[56]")):
+            make_ranking("kreciprocal", queries, Collection(database), tmp_path / "lists", {})
+    assert not (tmp_path / "lists").exists()
+
+
+@pytest.mark.parametrize("method, settings", [("kreciprocal", {"k1": 8, "k2": 3}),
+                                              ("diffusion", {"k_graph": 8})])
+def test_what_failed_is_not_ranked_whatever_its_row_holds(world, change_row, method, settings, tmp_path):
+    query, *parts = world["stores"]
+    expected = make_ranking(method, query, Collection(parts), tmp_path / "a", {"k": 65, **settings})
+    stores = [change_row(store, int(np.flatnonzero(store.status)[0]), 0.5) for store in world["stores"]]
+    found = make_ranking(method, stores[0], Collection(stores[1:]), tmp_path / "b", {"k": 65, **settings})
+    np.testing.assert_array_equal(found.indexes, expected.indexes)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
 @pytest.mark.parametrize("command", ["kreciprocal", "diffusion"])
 def test_the_commands(world, command, run_tool, tmp_path):
     query, database, distractors = world["stores"]
@@ -177,6 +216,34 @@ def test_the_commands(world, command, run_tool, tmp_path):
     for protocol, values in result["protocols"].items():
         line = next(line for line in done.stdout.splitlines() if line.startswith(protocol.title()))
         assert f"{100 * values['mAP']:.2f}" == line.split()[1]
-    done = run_tool("tools/expand.py", command, *options, "--k", 0)
-    assert done.returncode == 1 and "must be at least" in done.stderr
-    assert done.stderr.count("\n") == 1
+    again = tmp_path / "again.json"
+    done = run_tool("tools/expand.py", "evaluate", out, *options[:5], "--gnd", world["gnd"],
+                    "--json", again)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    assert json.loads(again.read_text()) == result
+
+
+def test_the_commands_mistakes(world, make_store, run_tool, tmp_path):
+    """Each is told before the neighbours are searched, which may take hours."""
+    query, database, distractors = world["stores"]
+    of, out = ["--query", query.path, "--database", database.path], tmp_path / "r.npz"
+    make = [*of, distractors.path, "--output", out, "--device", "cpu"]
+    gnd, ranking = ["--gnd", world["gnd"]], by_inner_product(world, 5)
+    ranking.save(tmp_path / "saved.npz")
+    less = make_store("less", np.ones((39, 5), np.float32), 7, database.names[1:])
+    for arguments, message in (
+            (["kreciprocal", *make, "--k", 0], "must be at least 1"),
+            (["diffusion", *make, "--iterations", 0], "iterations is 0"),
+            (["diffusion", *make, "--output", tmp_path], "it is a folder"),
+            (["diffusion", *make, *gnd, "--json", tmp_path], "it is a folder"),
+            (["diffusion", *make, "--json", tmp_path / "j"], "give --gnd, too"),
+            (["diffusion", *make, "--database", less.path, *gnd], "lacks 1 of the 40 database images"),
+            (["diffusion", *make, "--query", database.path, *gnd], "lacks 6 of the 6 queries"),
+            (["kreciprocal", *make, "--database", database.path, database.path, *gnd], "each store"),
+            (["evaluate", tmp_path / "no.npz", *of, *gnd], "No such file"),
+            (["evaluate", tmp_path / "saved.npz", *of, *gnd], "made of 2 stores"),
+            (["evaluate", tmp_path / "saved.npz", *of, *gnd, "--json", tmp_path], "it is a folder")):
+        done = run_tool("tools/expand.py", *arguments)
+        assert done.returncode == 1 and message in done.stderr, (arguments, done.stderr)
+        assert done.stderr.count("\n") == 1 and done.stdout == ""
+    assert not list(tmp_path.glob("*.neighbours")) and not out.exists()
