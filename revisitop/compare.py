@@ -13,8 +13,8 @@ if __name__ == "__main__" and not __package__:
     # Run as a file, the search path begins with this folder in place of the one around it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from revisitop.commands import Parser, UsageError, run, show  # noqa: E402
 from revisitop.comparison import LEVEL, Comparison, compare_aps, points  # noqa: E402
-from revisitop.evaluate import UsageError, Parser, write_json  # noqa: E402
 from revisitop.record import (  # noqa: E402
     ResultError, check_comparable, differences, load_result, map_heading, title,
 )
@@ -36,7 +36,7 @@ class Pair(NamedTuple):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description="A table of results, and for each after the first whether it "
-                                 "differs from the first by more than chance.")
+                                "differs from the first by more than chance.")
     add = parser.add_argument
     add("results", nargs="+", metavar="RESULT.json",
         help="what revisitop/evaluate.py --json wrote; the others are compared with the first")
@@ -172,27 +172,17 @@ def _pair_as_json(results: dict[str, dict], pair: Pair) -> dict:
 
 
 def main() -> None:
-    # Names of files and queries need not be text
-    sys.stdout.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args()
     if args.samples < 1 or args.seed < 0:
         raise UsageError("give --samples from 1 and --seed from 0")
-    if args.json and args.json.is_dir():
-        raise UsageError(f"cannot write --json {args.json}: it is a folder")
     results = load_results(args)
     pairs = compare_with_first(results, args.protocol, args.samples, args.seed)
-    if args.json:
-        write_json(args.json, as_json(results, pairs, args))
-    print("\n".join([*format_differences(results), format_table(results)]))
-    for pair in pairs:
-        print(f"\n{format_pair(pair, args.protocol)}")
+    lines = [*format_differences(results), format_table(results)]
+    lines += [f"\n{format_pair(pair, args.protocol)}" for pair in pairs]
     if len(pairs) > 1:
-        print(f"\np values are not corrected for {len(pairs)} comparisons")
+        lines.append(f"\np values are not corrected for {len(pairs)} comparisons")
+    show("\n".join(lines), as_json(results, pairs, args), args.json)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UsageError, ResultError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    run(main, ResultError)

@@ -18,7 +18,7 @@ if __name__ == "__main__" and not __package__:
     # Run as a file, the search path begins with this folder in place of the one around it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from revisitop.evaluate import UsageError, Parser  # noqa: E402
+from revisitop.commands import Parser, run  # noqa: E402
 from revisitop.evaluation import metrics_of, some_names  # noqa: E402
 from revisitop.groundtruth import (  # noqa: E402
     GroundTruth, GroundTruthError, load_ground_truth,
@@ -37,7 +37,7 @@ class FeaturesError(ValueError):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description="Evaluate the descriptors that DOLG and revisitop save, and print "
-                                 "what their example_evaluate.py prints.")
+                                "what their example_evaluate.py prints.")
     add = parser.add_argument
     add("--gnd", required=True, metavar="FILE.pkl", help="ground truth, gnd_NAME.pkl")
     add("--features", required=True, type=Path, metavar="FILE",
@@ -203,8 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UsageError, GroundTruthError, FeaturesError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    run(main, GroundTruthError, FeaturesError)

@@ -23,7 +23,7 @@ if __name__ == "__main__" and not __package__:
     # Run as a file, the search path begins with this folder in place of the one around it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from revisitop.evaluate import UsageError, Parser, write_json  # noqa: E402
+from revisitop.commands import Parser, run, show  # noqa: E402
 from revisitop.tables import TableError, read_table, sha256  # noqa: E402
 
 SUBSETS = ("Public", "Private")
@@ -239,8 +239,8 @@ def _landmark(word: str, place: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description="Google Landmarks v2: mAP@100, mP@k and the place of the first "
-                                 "correct image (retrieval), or GAP and top-1 accuracy "
-                                 "(recognition), of the public and the private test images.")
+                                "correct image (retrieval), or GAP and top-1 accuracy "
+                                "(recognition), of the public and the private test images.")
     add = parser.add_argument
     add("task", choices=tuple(COLUMNS))
     add("--solution", required=True, metavar="FILE",
@@ -253,17 +253,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
-    if args.json and args.json.is_dir():
-        raise UsageError(f"cannot write --json {args.json}: it is a folder")
     result = evaluate_predictions(args.task, args.solution, args.predictions)
-    print(format_table(result), flush=True)     # first: a disk may be full
-    if args.json:
-        write_json(args.json, result)
+    show(format_table(result), result, args.json)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UsageError, TableError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    run(main, TableError)

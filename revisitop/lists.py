@@ -33,8 +33,8 @@ if __name__ == "__main__" and not __package__:
     # Run as a file, the search path begins with this folder in place of the one around it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from revisitop.commands import Parser, UsageError, run, show  # noqa: E402
 from revisitop.cutoff import evaluate_lists, format_table  # noqa: E402
-from revisitop.evaluate import UsageError, Parser, write_json  # noqa: E402
 from revisitop.evaluation import IMAGE_SUFFIXES  # noqa: E402
 from revisitop.groundtruth import Box, GroundTruth, GroundTruthError  # noqa: E402
 from revisitop.stores import Store, StoreError  # noqa: E402
@@ -192,7 +192,7 @@ def _lines(file: Path, digest) -> list[tuple[int, str]]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description="mAP@k, hit@k, found@k and mP@k of feature stores on a benchmark "
-                                 "with plain labels: positives and junk.")
+                                "with plain labels: positives and junk.")
     truth = parser.add_mutually_exclusive_group(required=True)
     truth.add_argument("--csv", metavar="FILE", help="ground truth: query,positives,junk,box")
     truth.add_argument("--classic", metavar="FOLDER",
@@ -212,8 +212,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
-    if args.json and args.json.is_dir():
-        raise UsageError(f"cannot write --json {args.json}: it is a folder")
     if min(args.cutoffs) < 1:
         raise UsageError(f"--cutoffs has {min(args.cutoffs)}: give whole numbers from 1")
     query, database = Store(args.query), Store(args.database)
@@ -221,14 +219,8 @@ def main() -> None:
              else load_classic(args.classic, database.names))
     result = evaluate_lists(truth, query, database, [Store(path) for path in args.distractors],
                             args.cutoffs, double=args.double)
-    print(format_table(result), flush=True)     # first: a disk may be full
-    if args.json:
-        write_json(args.json, result)
+    show(format_table(result), result, args.json)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UsageError, GroundTruthError, StoreError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    run(main, GroundTruthError, StoreError)

@@ -3,8 +3,9 @@ from dolg.core.cli import run
 from dolg.core.distributed import device, is_main, process_group
 from dolg.errors import UserError
 from dolg.search.counting import counting_options
-from revisitop import GroundTruthError, StoreError
-from revisitop.evaluate import UsageError, build_parser, evaluate, show
+from revisitop import GroundTruthError, StoreError, format_table
+from revisitop.commands import UsageError, show
+from revisitop.evaluate import build_parser, evaluate
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
         with process_group(args.device):
             result = evaluate(args, **counting_options(device(args.device)))
             if is_main():
-                show(args, result)
+                show(format_table(result), result, args.json)
     except (UsageError, GroundTruthError, StoreError) as error:
         raise UserError(str(error)) from None
 

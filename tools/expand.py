@@ -8,10 +8,10 @@ from dolg.errors import UserError
 from dolg.features.store import FeatureStore
 from dolg.search.collection import Collection
 from dolg.search.expansion import augment_stores, expand_store
-from dolg.search.methods import DEFAULTS, SETTINGS, check_outputs, load_truth, make_ranking
-from dolg.search.rankings import Ranking, evaluate_ranking
+from dolg.search.methods import (
+    DEFAULTS, SETTINGS, check_outputs, load_truth, make_ranking, show_scores)
+from dolg.search.rankings import Ranking
 from revisitop import GroundTruthError, StoreError
-from revisitop.evaluate import show
 
 COMMANDS = {
     "aqe": "write queries averaged with their n nearest database images",
@@ -56,7 +56,7 @@ def rank(args: argparse.Namespace, query: FeatureStore, database: Collection, se
         ranking = make_ranking(args.command, query, database, folder, settings, device(args.device))
         ranking.save(args.output)
     if ground_truth:
-        show(args, evaluate_ranking(ground_truth, ranking, query, database.stores[0], database.stores[1:]))
+        show_scores(ground_truth, ranking, query, database, args.json)
 
 
 def main() -> None:

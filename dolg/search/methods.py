@@ -12,8 +12,9 @@ from dolg.search.diffusion import diffusion, normalised_affinity
 from dolg.search.kreciprocal import check_settings as check_k_reciprocal
 from dolg.search.kreciprocal import k_reciprocal
 from dolg.search.neighbours import Neighbours, neighbours_of
-from dolg.search.rankings import Ranking
-from revisitop import GroundTruth, load_ground_truth
+from dolg.search.rankings import Ranking, evaluate_ranking
+from revisitop import GroundTruth, format_table, load_ground_truth
+from revisitop.commands import show
 from revisitop.evaluation import check_different, check_same_model, match_names
 
 # Settings of each, as its function in `kreciprocal` or `diffusion` explains them
@@ -91,3 +92,10 @@ def _diffusion(queries: np.ndarray, database: Collection, neighbours: Neighbours
                gamma: float, **settings) -> tuple[np.ndarray, np.ndarray]:
     affinity = normalised_affinity(neighbours, k_graph, gamma)
     return diffusion(queries, database, affinity, gamma=gamma, **settings)
+
+
+def show_scores(ground_truth: GroundTruth, ranking: Ranking, query: FeatureStore,
+                database: Collection, path: Path | None) -> None:
+    """Print what a ranking scores, and write it to a .json where there is a `path`."""
+    result = evaluate_ranking(ground_truth, ranking, query, database.stores[0], database.stores[1:])
+    show(format_table(result), result, path)

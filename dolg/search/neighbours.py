@@ -2,6 +2,7 @@
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,8 +188,6 @@ def _tidy(folder: Path, parts: list[Path]) -> None:
     for part in parts:
         part.unlink(missing_ok=True)
     for temporary in folder.glob(".*.tmp"):
-        try:
+        with suppress(FileNotFoundError):       # its run has finished it
             if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
                 temporary.unlink()
-        except FileNotFoundError:
-            pass        # its run has finished it

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolg.core.distributed import launch
+from dolg.core.distributed import launch, processes_started
 from dolg.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,3 +102,14 @@ def test_a_bug_is_shown_with_its_place(tmp_path):
     done = _run(tmp_path, "bug")
     assert done.returncode == 1
     assert "ZeroDivisionError: a bug" in done.stderr and "job.py" in done.stderr
+
+
+@pytest.mark.parametrize("num_gpus, name, world, processes", [
+    (1, "auto", None, 1), (8, "cpu", None, 8), (8, "auto", "2", 1), (8, "cpu", "2", 1), (8, "auto", None, 1)])
+def test_how_many_processes_are_started(monkeypatch, num_gpus, name, world, processes):
+    """Under torchrun this one alone, and where there is no GPU unless the CPU was asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    assert processes_started(num_gpus, name) == processes

@@ -438,7 +438,8 @@ def test_a_revisited_set(photos, tmp_path):
 def test_infer_makes_query_and_database(run_tool, weights, photos, tmp_path):
     _benchmark(tmp_path, photos)
     command = _command(weights, photos, tmp_path / "out")
-    done = run_tool(*command, "INFER.DATASET", "mini", "INFER.DATA_DIR", tmp_path)
+    done = run_tool(*command, "INFER.DATASET", "mini", "INFER.DATA_DIR", tmp_path,
+                    "INFER.IMAGE_VARIANT", "faces blurred")
     assert done.returncode == 0, done.stderr
     query = FeatureStore(tmp_path / "out" / "mini" / "query")
     assert query.names == ["image0", "image1"] and query.manifest["cropped"] is True
@@ -452,6 +453,7 @@ def test_infer_makes_query_and_database(run_tool, weights, photos, tmp_path):
                     "--distractors", tmp_path / "out" / photos.name, "--json", result)
     assert done.returncode == 0, done.stderr
     written = json.loads(result.read_text())
+    assert written["protocol"]["database"]["image_variant"] == "faces blurred"
     assert written["distractors"] == 23 and written["protocols"]["hard"]["ap"][1] is None
 
 
