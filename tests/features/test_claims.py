@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +106,17 @@ def test_a_file_system_without_links_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(UserError, match="Operation not supported"):
         claims.take(0)
+
+
+def test_a_worker_that_is_done_removes_the_folder_as_another_begins(tmp_path, monkeypatch):
+    mkdir, made = Path.mkdir, []
+
+    def vanish(path, *args, **options):
+        mkdir(path, *args, **options)
+        made.append(path)
+        if len(made) == 1:
+            path.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", vanish)
+    assert Claims(tmp_path / "claims", 60).take(3)
+    assert len(made) == 2

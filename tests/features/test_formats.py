@@ -253,3 +253,19 @@ def test_a_damaged_chunk_is_found(table, tmp_path):
     file.write_bytes(data)
     with pytest.raises(Exception, match="chunk-000001.safetensors is damaged"):
         store.verify()
+
+
+def test_what_is_still_true_of_the_images_is_kept(table, tmp_path):
+    """A whitened store is of the same images, cropped or not, as it was; of some of them only cropped."""
+    made_by = {"model": "m", "cropped": True, "images_digest": "d"}
+    store = _store(tmp_path / "s", table, made_by=made_by)
+    other = _store(tmp_path / "t", table, [f"t{i}" for i in range(4)],
+                   made_by={**made_by, "cropped": False})
+    project(store, tmp_path / "white", pca_whitening([table], 2))
+    subset(store, ["e"], tmp_path / "some")
+    merge([store], tmp_path / "one")
+    merge([store, other], tmp_path / "mixed")
+    manifests = {name: FeatureStore(tmp_path / name).manifest for name in ("white", "some", "one", "mixed")}
+    assert {name: manifest.get("cropped") for name, manifest in manifests.items()} == {
+        "white": True, "some": True, "one": True, "mixed": None}
+    assert {name for name, manifest in manifests.items() if "images_digest" in manifest} == {"white"}

@@ -199,3 +199,11 @@ def test_no_store_counts_twice(toy, tmp_path):
     for distractors in ([database], [far, far], [far, Store(tmp_path / "link")]):
         with pytest.raises(StoreError, match="give each store of database images and distractors once"):
             evaluate_stores(truth, query, database, distractors)
+
+
+def test_local_features_alone_have_no_scores(toy, make_store, tmp_path):
+    truth = load_ground_truth(toy["gnd"])
+    query, database = (Store(make_store(tmp_path / part, names, np.empty((len(names), 0), np.float32)))
+                       for part, names in (("q", truth.queries), ("d", truth.images)))
+    with pytest.raises(StoreError, match="/q has local features alone, and no descriptors"):
+        evaluate_stores(truth, query, database)
