@@ -119,7 +119,7 @@ def permutation_p_value(changes: np.ndarray, samples: int, rng: np.random.Genera
     count = sum(np.count_nonzero(_as_extreme(changes, rng.integers(0, 2, (rows, len(changes)),
                                                                    np.int8)))
                 for rows in _blocks(samples, len(changes)))
-    return (count + 1) / (samples + 1)
+    return (int(count) + 1) / (samples + 1)
 
 
 def points(share: float) -> str:

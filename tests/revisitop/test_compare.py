@@ -272,3 +272,17 @@ def test_the_commands_mistakes(run_tool, write_result, tmp_path):
         assert done.returncode == 1 and done.stdout == "", arguments
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
         assert message in done.stderr
+
+
+def test_many_queries_by_command(run_tool, write_result, tmp_path):
+    """More than all signs are tried for: p is drawn, and all that is written is plain JSON."""
+    rng = np.random.default_rng(0)
+    before = rng.uniform(0.2, 0.6, 40)
+    first = write_result("a.json", before.tolist())
+    better, other = (write_result(name, (before + change).tolist()) for name, change in
+                     (("b.json", 0.1), ("c.json", rng.permutation(np.repeat([0.1, -0.1], 20)))))
+    done = run_tool("revisitop/compare.py", first, better, other, "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    one, two = json.loads((tmp_path / "out.json").read_text())["comparisons"]
+    assert one["distinguishable"] is True and one["p"] == 1 / 10_001
+    assert two["distinguishable"] is False and two["p"] > 0.9
