@@ -18,7 +18,8 @@ _C = CfgNode()
 _C.MODEL = CfgNode()
 # Backbone family: resnet (RESNET.*, MODEL.DEPTH) or timm (TIMM.NAME)
 _C.MODEL.TYPE = "resnet"
-# Retrieval model on top of the backbone: dolg, delg, cgd or gem
+# Retrieval model on top of the backbone: dolg, delg, cgd, gem or superglobal; or a reranking transformer:
+# rrt (of stored local features, without a backbone) or rrt_sop (of a backbone's last map)
 _C.MODEL.ARCH = "dolg"
 # Layers of the ResNet: 18, 34, 50, 101 or 152
 _C.MODEL.DEPTH = 50
@@ -52,6 +53,26 @@ _C.MODEL.CGD = CfgNode()
 _C.MODEL.CGD.CONFIG = "SG"
 # Dimensions of the descriptor, split evenly among them
 _C.MODEL.CGD.FEATURE_DIM = 1536
+
+_C.MODEL.RRT = CfgNode()
+# Reranking transformer: encoder layers, attention heads, token and hidden dimensions, dropout
+_C.MODEL.RRT.LAYERS = 6
+_C.MODEL.RRT.HEADS = 4
+_C.MODEL.RRT.DIM = 128
+_C.MODEL.RRT.FEEDFORWARD = 1024
+_C.MODEL.RRT.DROPOUT = 0.0
+# rrt: dimensions of the descriptors, most local features of an image (those of the highest attention;
+# theirs are MODEL.RRT.DIM)
+_C.MODEL.RRT.GLOBAL_DIM = 2048
+_C.MODEL.RRT.LOCALS = 500
+# rrt: the scales of the local features, in rising order, each with an embedding of its own, and how a
+# feature's scale is looked up among them: nearest, or original (float32 scales compared with a float64
+# table, so that of 0.5, 0.7071, 1, ... every second is taken for the one before: the published weights
+# were trained so)
+_C.MODEL.RRT.SCALES = [0.25, 0.3535, 0.5, 0.7071, 1.0, 1.4142, 2.0]
+_C.MODEL.RRT.SCALE_INDEX = "nearest"
+# rrt_sop: the backbone and the descriptor stay as they are in training
+_C.MODEL.RRT.FREEZE_BACKBONE = False
 
 _C.INPUT = CfgNode()
 # Order of the colours that the network is fed: bgr (pycls, DOLG, DELG) or rgb (torchvision, CGD);
@@ -228,6 +249,19 @@ _C.TRAIN.WEIGHTS = ""
 # Load what fits of them, by name and shape, and list what does not
 _C.TRAIN.WEIGHTS_PARTIAL = False
 
+_C.TRAIN.PAIRS = CfgNode()
+# Reranking transformers. rrt: the store of the training images' features (of TRAIN.DATASET's TRAIN.SPLIT,
+# with INFER.LOCAL True)
+_C.TRAIN.PAIRS.FEATURES = ""
+# The images' neighbours, a folder that tools/search.py neighbours wrote
+_C.TRAIN.PAIRS.NEIGHBOURS = ""
+# Neighbours that are looked at, and how many of them must be of an image's class for it to be an anchor
+_C.TRAIN.PAIRS.DEPTH = 100
+_C.TRAIN.PAIRS.MIN_POSITIVES = 5
+# Where an anchor's positive is drawn: among its neighbours (landmarks) or in its class (products). Its
+# negative is always a neighbour. TRAIN.BATCH_SIZE counts all three images
+_C.TRAIN.PAIRS.POSITIVES = "neighbours"
+
 # ---------------------------------------------------------------------------- testing
 _C.TEST = CfgNode()
 # Folder under DATA_DIR, and the image list of the evaluation during training; empty: none
@@ -261,6 +295,9 @@ _C.INFER.IMAGES = ""
 _C.INFER.OUT_DIR = ""
 # Scales of the image, each relative to its original size
 _C.INFER.SCALES = [0.3535, 0.5, 0.7071, 1.0, 1.4142]
+# How the descriptors of the scales become one: mean, or max (SuperGlobal's scale GeM, whose exponent is
+# infinite), each of unit length before
+_C.INFER.SCALE_POOLING = "mean"
 # Resize every image to a square of this side before that (224 for CGD); 0: its own size
 _C.INFER.SIZE = 0
 # Cut queries to their box, as the Revisited protocol asks
@@ -299,6 +336,88 @@ _C.INFER.STRICT = False
 _C.INFER.MAX_PIXELS = 100_000_000
 
 # ---------------------------------------------------------------------------- the rest
+# ---------------------------------------------------------------------------- reranking
+_C.RERANK = CfgNode()
+# Rerankers, applied one after another: rrt, spatial, asmk, superglobal, aqe, alpha, kreciprocal, diffusion
+_C.RERANK.METHOD = ["spatial"]
+# Images of each query's list that they reorder; several numbers give several results
+_C.RERANK.TOP_K = [100]
+# Share of the reranker's score in the new one, the rest being the similarity that the image was found
+# with; 1: its own alone. And what its scores are divided by before: rrt's logits (then a sigmoid), spatial
+# verification's inliers (then 1 - exp(-x)), the others' similarities
+_C.RERANK.WEIGHT = 1.0
+_C.RERANK.TEMPERATURE = 1.0
+# Take the images that a protocol ignores out of each list before reranking, as DELG and RRT do
+_C.RERANK.REMOVE_JUNK = True
+# Stores of the queries, the database and distractors, and the ground truth; empty: those of INFER.DATASET
+# in INFER.OUT_DIR, and its gnd_DATASET.pkl
+_C.RERANK.QUERY = ""
+_C.RERANK.DATABASE = ""
+_C.RERANK.DISTRACTORS = []
+_C.RERANK.GND = ""
+# Rerank these lists, a .csv as tools/search.py query writes (query, place, image, score) or a ranking of
+# tools/expand.py, in place of the search by descriptors
+_C.RERANK.RANKING = ""
+# Where the results go; empty: OUT_DIR/rerank
+_C.RERANK.OUT_DIR = ""
+
+_C.RERANK.RRT = CfgNode()
+# The transformer's configuration is MODEL.RRT's. Its weights, ours or the original's; empty: the newest in
+# OUT_DIR
+_C.RERANK.RRT.WEIGHTS = ""
+# Pairs that are scored at once; 0: what suits the device
+_C.RERANK.RRT.BATCH = 0
+_C.RERANK.SPATIAL = CfgNode()
+# Which local features are matched: distance (each one's nearest, if nearer than MAX_DISTANCE), ratio
+# (nearer than RATIO times the second nearest) or mutual (each the other's nearest, and nearer than
+# MAX_DISTANCE)
+_C.RERANK.SPATIAL.MATCHING = "distance"
+_C.RERANK.SPATIAL.MAX_DISTANCE = 0.99
+_C.RERANK.SPATIAL.RATIO = 0.95
+# Most local features of an image, those of the highest attention
+_C.RERANK.SPATIAL.LOCALS = 1000
+# What matches must agree on: homography, affine or fundamental; found by magsac, degensac-like usac
+# (accurate), ransac, or pydegensac, if that is installed
+_C.RERANK.SPATIAL.MODEL = "homography"
+_C.RERANK.SPATIAL.ESTIMATOR = "magsac"
+# Pixels that a match may be off, most samples that are tried, and the confidence at which fewer will do
+_C.RERANK.SPATIAL.THRESHOLD = 20.0
+_C.RERANK.SPATIAL.ITERATIONS = 1000
+_C.RERANK.SPATIAL.CONFIDENCE = 0.9999
+_C.RERANK.ASMK = CfgNode()
+# Visual words, learned from the local features of so many database images, and kept in FOLDER (empty:
+# RERANK.OUT_DIR/asmk)
+_C.RERANK.ASMK.WORDS = 65536
+_C.RERANK.ASMK.TRAIN_IMAGES = 5000
+_C.RERANK.ASMK.FOLDER = ""
+# Most local features of an image; words that each of a query's is assigned to; residuals as bits or as
+# numbers; exponent and threshold of the selectivity function
+_C.RERANK.ASMK.LOCALS = 1000
+_C.RERANK.ASMK.ASSIGNMENTS = 5
+_C.RERANK.ASMK.BINARY = True
+_C.RERANK.ASMK.ALPHA = 3.0
+_C.RERANK.ASMK.THRESHOLD = 0.0
+_C.RERANK.SUPERGLOBAL = CfgNode()
+# Neighbours among the candidates by which each descriptor is refined, and their weight
+_C.RERANK.SUPERGLOBAL.K = 9
+_C.RERANK.SUPERGLOBAL.BETA = 0.15
+_C.RERANK.AQE = CfgNode()
+# aqe, alpha: images that a query is averaged with; alpha: the power of the similarity that weighs them
+_C.RERANK.AQE.N = 10
+_C.RERANK.AQE.ALPHA = 3.0
+_C.RERANK.KRECIPROCAL = CfgNode()
+# As tools/expand.py's: sizes of the reciprocal sets and of the averaging, share of the original distance
+_C.RERANK.KRECIPROCAL.K1 = 20
+_C.RERANK.KRECIPROCAL.K2 = 6
+_C.RERANK.KRECIPROCAL.LAMBDA = 0.3
+_C.RERANK.DIFFUSION = CfgNode()
+# As tools/expand.py's: mutual neighbours of each image, images that a query starts from, exponent of the
+# similarity, share that goes on at each step
+_C.RERANK.DIFFUSION.K_GRAPH = 50
+_C.RERANK.DIFFUSION.K_QUERY = 10
+_C.RERANK.DIFFUSION.GAMMA = 3.0
+_C.RERANK.DIFFUSION.ALPHA = 0.99
+
 _C.DATA_LOADER = CfgNode()
 # Worker processes that decode images, per training or extraction process; -1: one for each of its
 # share of the machine's cores
@@ -436,6 +555,9 @@ def _coerce(value, want: type, text: str | None):
             return value
     if want is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"  # YAML's spelling, on the command line
+    if want is list and isinstance(value, str):
+        # [a, b] or a alone: words need no quotation marks
+        return [_parse(word.strip()) for word in value.strip("[] ").split(",") if word.strip()]
     if want is list and isinstance(value, tuple):
         return list(value)
     return value

@@ -19,23 +19,35 @@ _CHOICES = {
     "OPTIM.LR_UPDATE": ("epoch", "step"), "INPUT.COLOUR": ("", "bgr", "rgb"),
     "TEST.METRIC": ("error", "recall"), "LOSS.TRIPLET.MINING": ("hard", "semihard"),
     "DEVICE": ("auto", "cpu"), "DATA_LOADER.ON_DEVICE": ("", "augment", "decode"),
-    "DATA_LOADER.CHECK": ("sample", "all", "none"), "INFER.LOCAL_DTYPE": ("float16", "int8")}
+    "DATA_LOADER.CHECK": ("sample", "all", "none"), "INFER.LOCAL_DTYPE": ("float16", "int8"),
+    "INFER.SCALE_POOLING": ("mean", "max"), "MODEL.RRT.SCALE_INDEX": ("nearest", "original"),
+    "TRAIN.PAIRS.POSITIVES": ("neighbours", "class"),
+    "RERANK.SPATIAL.MATCHING": ("distance", "ratio", "mutual"),
+    "RERANK.SPATIAL.MODEL": ("homography", "affine", "fundamental"),
+    "RERANK.SPATIAL.ESTIMATOR": ("magsac", "usac", "ransac", "pydegensac")}
 _AT_LEAST_ONE = (
     "MODEL.NUM_CLASSES", "TRAIN.BATCH_SIZE", "TRAIN.IM_SIZE", "TRAIN.EVAL_PERIOD",
     "TRAIN.CHECKPOINT_PERIOD", "TEST.BATCH_SIZE", "TEST.IM_SIZE", "NUM_GPUS", "LOG_PERIOD",
     "INFER.CHUNK_SIZE", "INFER.MAX_PIXELS", "INFER.TOTAL_NUM", "INFER.CUT_NUM",
     "INFER.LOCAL_TOPK", "RESNET.STEM_WIDTH", "RESNET.NUM_GROUPS", "RESNET.WIDTH_PER_GROUP",
     "MODEL.DELG.LOCAL_DIM", "MODEL.CGD.FEATURE_DIM", "LOSS.SUBCENTERS", "TRAIN.ACCUMULATE",
-    "BN.NUM_SAMPLES_PRECISE")
+    "BN.NUM_SAMPLES_PRECISE", "MODEL.RRT.LAYERS", "MODEL.RRT.HEADS", "MODEL.RRT.DIM",
+    "MODEL.RRT.FEEDFORWARD", "MODEL.RRT.GLOBAL_DIM", "MODEL.RRT.LOCALS", "TRAIN.PAIRS.DEPTH",
+    "TRAIN.PAIRS.MIN_POSITIVES", "RERANK.SPATIAL.LOCALS", "RERANK.SPATIAL.ITERATIONS",
+    "RERANK.ASMK.WORDS", "RERANK.ASMK.TRAIN_IMAGES", "RERANK.ASMK.LOCALS", "RERANK.ASMK.ASSIGNMENTS",
+    "RERANK.SUPERGLOBAL.K", "RERANK.AQE.N", "RERANK.KRECIPROCAL.K1", "RERANK.KRECIPROCAL.K2",
+    "RERANK.DIFFUSION.K_GRAPH", "RERANK.DIFFUSION.K_QUERY")
 _AT_LEAST_ZERO = (
     "OPTIM.MAX_EPOCH", "MODEL.HEADS.REDUCTION_DIM", "RNG_SEED", "TRAIN.IMAGES_PER_CLASS",
     "INFER.SIZE", "LOSS.SMOOTHING", "TRAIN.LIGHTING", "TRAIN.RESIZE", "OPTIM.CLIP_NORM",
     "TRAIN.CHECKPOINT_MINUTES", "TRAIN.KEEP_CHECKPOINTS", "TRAIN.EMA", "MAX_RESTARTS",
-    "INFER.BATCH_PIXELS", "INFER.LOCAL_THRESHOLD")
+    "INFER.BATCH_PIXELS", "INFER.LOCAL_THRESHOLD", "RERANK.RRT.BATCH", "RERANK.SUPERGLOBAL.BETA",
+    "RERANK.AQE.ALPHA")
 _SHARES = ("LOSS.SAMPLE_CLASSES", "OPTIM.LAYER_DECAY")
 _ABOVE_ZERO = (
     "MODEL.GEM.P", "MODEL.GEM.EPS", "MODEL.HEADS.SCALE", "LOSS.TEMPERATURE", "OPTIM.HEAD_LR_MULT",
-    "INFER.LEASE", "INFER.LOCAL_OVERLAP")
+    "INFER.LEASE", "INFER.LOCAL_OVERLAP", "RERANK.TEMPERATURE", "RERANK.SPATIAL.MAX_DISTANCE",
+    "RERANK.SPATIAL.RATIO", "RERANK.SPATIAL.THRESHOLD", "RERANK.ASMK.ALPHA", "RERANK.DIFFUSION.GAMMA")
 
 
 def check_cfg(cfg: CfgNode) -> None:
@@ -50,6 +62,11 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_all(cfg, _ABOVE_ZERO, lambda value: value > 0, "a number above 0")
     _check_all(cfg, ["DATA_LOADER.NUM_WORKERS"], lambda value: value >= -1,
                "0 or more, or -1 for one per core")
+    _check_all(cfg, ["RERANK.WEIGHT", "RERANK.KRECIPROCAL.LAMBDA"], lambda value: 0 <= value <= 1,
+               "a share from 0 to 1")
+    _check_all(cfg, ["RERANK.SPATIAL.CONFIDENCE", "RERANK.DIFFUSION.ALPHA"], lambda value: 0 < value < 1,
+               "a share above 0, below 1")
+    _check_all(cfg, ["MODEL.RRT.DROPOUT"], lambda value: 0 <= value < 1, "0 or more, below 1")
     _check_all(cfg, ["TRAIN.EMA"], lambda value: value < 1, "0 or more, below 1, such as 0.9999")
     _check_all(cfg, ["TRAIN.CROP_AREA"], lambda value: 0 < value <= 1, "a share above 0, at most 1")
     _check_lists(cfg)
@@ -86,7 +103,7 @@ def _check_all(cfg: CfgNode, keys: Iterable[str], fits: Callable, what: str) -> 
 
 
 def _check_lists(cfg: CfgNode) -> None:
-    for key in ("INFER.SCALES", "INFER.LOCAL_SCALES", "TEST.SCALES"):
+    for key in ("INFER.SCALES", "INFER.LOCAL_SCALES", "TEST.SCALES", "MODEL.RRT.SCALES"):
         scales = get_key(cfg, key)
         if not scales or not all(isinstance(s, (int, float)) and s > 0 for s in scales):
             raise UserError(f"{key} is {scales}: give numbers above 0, such as [0.7071, 1.0]")
@@ -99,5 +116,7 @@ def _check_lists(cfg: CfgNode) -> None:
     for key in ("INPUT.MEAN", "INPUT.SD"):
         if len(get_key(cfg, key)) not in (0, 3):
             raise UserError(f"{key} is {get_key(cfg, key)}: give three numbers, or none")
+    if not cfg.RERANK.TOP_K or any(not isinstance(k, int) or k < 1 for k in cfg.RERANK.TOP_K):
+        raise UserError(f"RERANK.TOP_K is {cfg.RERANK.TOP_K}: give whole numbers from 1, such as [100]")
     if not cfg.TEST.RECALLS or any(not isinstance(k, int) or k < 1 for k in cfg.TEST.RECALLS):
         raise UserError(f"TEST.RECALLS is {cfg.TEST.RECALLS}: give whole numbers from 1")
