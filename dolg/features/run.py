@@ -71,7 +71,7 @@ def check_all(cfg) -> None:
     """Say which stores are whole. Raises UserError that names what is missing of the others."""
     problems = []
     for name, source in _sources_of(cfg).items():
-        path = _out_dir(cfg) / name
+        path = features_folder(cfg) / name
         try:
             store = FeatureStore(path)
             if store.manifest.get("images_digest") != source.digest():
@@ -84,7 +84,8 @@ def check_all(cfg) -> None:
         raise UserError("; ".join(problems))
 
 
-def _out_dir(cfg) -> Path:
+def features_folder(cfg) -> Path:
+    """Where the stores of `cfg` go."""
     return Path(cfg.INFER.OUT_DIR or Path(cfg.OUT_DIR) / "features")
 
 
@@ -125,7 +126,7 @@ def _build_extractor(cfg) -> tuple[Extractor, dict]:
     extractor = Extractor(model, cfg.INFER.SCALES, PRECISIONS[cfg.PRECISION],
                           cfg.INFER.BATCH_PIXELS, workers,
                           cfg.INFER.MAX_PIXELS, cfg.INFER.STRICT, cfg.INFER.SIZE, local,
-                          whitening, local_whitening)
+                          whitening, local_whitening, pooling=cfg.INFER.SCALE_POOLING)
     return extractor, provenance
 
 
@@ -136,7 +137,7 @@ def _open_writer(cfg, extractor: Extractor, name: str, source: ImageSource,
     if cfg.INFER.IMAGE_VARIANT:
         provenance = {**provenance, "image_variant": cfg.INFER.IMAGE_VARIANT}
     return StoreWriter(
-        _out_dir(cfg) / name, source.names, extractor.dim, cfg.INFER.CHUNK_SIZE,
+        features_folder(cfg) / name, source.names, extractor.dim, cfg.INFER.CHUNK_SIZE,
         {**provenance, "images_digest": source.digest(), "cropped": cropped},
         extractor.local_dim, cfg.INFER.LOCAL_DTYPE)
 
@@ -222,6 +223,8 @@ def _settings(cfg) -> dict:
     settings = {"scales": cfg.INFER.SCALES, "precision": cfg.PRECISION,
                 "model": f"{cfg.MODEL.ARCH} on {cfg.TIMM.NAME or f'ResNet-{cfg.MODEL.DEPTH}'}",
                 "config_digest": hashlib.sha256(text.encode()).hexdigest()}
+    if cfg.INFER.SCALE_POOLING != "mean":       # stores from before there was a choice stay valid
+        settings["scale_pooling"] = cfg.INFER.SCALE_POOLING
     if cfg.INFER.WHITENING:
         settings["whitening"] = file_digest(cfg.INFER.WHITENING)
     if cfg.INFER.LOCAL and cfg.INFER.LOCAL_WHITENING:

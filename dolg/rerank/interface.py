@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dolg.rerank.pairs import PairScores
+
 
 class Reranker(ABC):
     """Scores the images found for a query.
@@ -41,24 +43,29 @@ class Reranker(ABC):
 
 class PairReranker(Reranker):
     """A reranker whose score of an image depends on the query and that image alone: each pair is
-    scored once, whatever lists it is in."""
+    scored once, whatever lists it is in.
+
+    Attributes:
+        known: the pairs scored so far; another may be put in its place.
+        pairs_scored: those that were not known.
+    """
 
     def __init__(self):
-        self._known: dict[tuple[int, int], float] = {}
-        self.pairs_scored = 0
+        self.known, self.pairs_scored = PairScores(), 0
 
     @abstractmethod
     def score_pairs(self, query: int, candidates: np.ndarray) -> np.ndarray:
         """Scores (k,) of database rows (k,) int64, distinct; see `rerank`."""
 
     def rerank(self, query: int, candidates: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        new = np.array([row for row in candidates.tolist() if (query, row) not in self._known], np.int64)
+        known = self.known.of(query)
+        new = np.array([row for row in candidates.tolist() if row not in known], np.int64)
         if len(new):
             found = np.asarray(self.score_pairs(query, new), np.float64)
             assert found.shape == new.shape, (found.shape, new.shape)
-            self._known.update(zip([(query, row) for row in new.tolist()], found.tolist()))
+            self.known.add(query, new, found)
             self.pairs_scored += len(new)
-        return np.array([self._known[query, row] for row in candidates.tolist()], np.float64)
+        return np.array([known[row] for row in candidates.tolist()], np.float64)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,135 @@
+"""tools/rerank.py's work: from a configuration to reranked lists, their scores and their cost."""
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dolg.core.distributed import device, is_main
+from dolg.core.logging import say
+from dolg.errors import UserError
+from dolg.features.run import features_folder
+from dolg.features.store import FeatureStore
+from dolg.files import write_atomically
+from dolg.rerank.builders import build_reranker, check_methods
+from dolg.rerank.evaluation import Benchmark, evaluate_lists, open_benchmark
+from dolg.rerank.images import StoredImages
+from dolg.rerank.interface import PairReranker, Reranker, Stage, rerank_list
+from dolg.rerank.lists import named, read_lists, search_lists
+from dolg.rerank.pairs import PairScores
+from dolg.rerank.table import format_table
+from dolg.search.collection import Collection, store_digest
+from dolg.search.counting import counting_options
+from dolg.search.rankings import Ranking
+from revisitop import load_ground_truth
+from revisitop.commands import write_json
+
+
+class Reranking:
+    """The stores, the lists and the rerankers of a run, each opened or made once."""
+
+    def __init__(self, cfg, chains: Sequence[Sequence[str]]):
+        for chain in chains:
+            check_methods(chain)
+        self.cfg, self.chains, self.place = cfg, chains, device(cfg.DEVICE)
+        self.folder = Path(cfg.RERANK.OUT_DIR or Path(cfg.OUT_DIR) / "rerank")
+        query, database, distractors, truth = _places_of(cfg)
+        self.query = FeatureStore(query)
+        self.database = Collection([FeatureStore(path) for path in (database, *distractors)])
+        self.images = StoredImages([self.query]), StoredImages(self.database.stores)
+        self._rerankers: dict[str, Reranker] = {}
+        self.benchmark = self._open_benchmark(truth)
+        self.lists = self._open_lists()
+
+    def stages(self, chain: Sequence[str], k: int) -> list[Stage]:
+        """A chain of methods that rerank the first k."""
+        keys = self.cfg.RERANK
+        return [Stage(self._reranker(name), k, keys.WEIGHT, keys.TEMPERATURE) for name in chain]
+
+    def reranked(self, stages: Sequence[Stage]) -> Ranking:
+        """The lists as a chain leaves them, junk and all: of what a search without labels would show."""
+        indexes, scores = self.lists.indexes.copy(), self.lists.scores.copy()
+        for row in range(len(indexes)):
+            indexes[row], scores[row] = rerank_list(stages, row, indexes[row], scores[row])
+        settings = {"lists": self.lists.settings, "methods": [stage.reranker.name for stage in stages]}
+        return Ranking(indexes, scores, settings, self.lists.query, self.lists.database)
+
+    def _open_benchmark(self, truth: Path | None) -> Benchmark | None:
+        if truth is None:
+            return None
+        return open_benchmark(load_ground_truth(truth), self.query, self.database,
+                              ranked=not self.cfg.RERANK.RANKING, **counting_options(self.place))
+
+    def _open_lists(self) -> Ranking:
+        if self.cfg.RERANK.RANKING:
+            return read_lists(Path(self.cfg.RERANK.RANKING), self.query, self.database)
+        k = max(self.cfg.RERANK.TOP_K)
+        if self.benchmark:
+            k += self.benchmark.most_junk
+        return search_lists(self.query, self.database, k, self.place)
+
+    def _reranker(self, name: str) -> Reranker:
+        if name not in self._rerankers:
+            reranker = build_reranker(self.cfg, name, *self.images, self.folder, self.place)
+            if isinstance(reranker, PairReranker):
+                reranker.known = PairScores(self.folder / "pairs" / f"{name}-{self._digest(reranker)}")
+            self._rerankers[name] = reranker
+        return self._rerankers[name]
+
+    def _digest(self, reranker: Reranker) -> str:
+        """Of all that a pair's score depends on."""
+        parts = [reranker.name, reranker.settings, store_digest(self.query), self.database.digests]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def rerank(cfg, chains: Sequence[Sequence[str]] = (), write_lists: bool = False) -> dict[str, dict]:
+    """Rerank as `cfg` says, by RERANK.METHOD or by each of several `chains` of methods.
+
+    With a ground truth, prints a table, and writes a result per method and RERANK.TOP_K to
+    RERANK.OUT_DIR as NAME.json, in the form of `revisitop/evaluate.py --json`; without one, or with
+    `write_lists`, the reranked lists as NAME.csv. Returns name -> result. In a process group all do their
+    share; each process must call this.
+    """
+    run = Reranking(cfg, chains or [cfg.RERANK.METHOD])
+    results = {}
+    if run.benchmark:
+        results["global" if not cfg.RERANK.RANKING else "lists"] = evaluate_lists(run.benchmark, run.lists, [])
+    for chain in run.chains:
+        for k in cfg.RERANK.TOP_K:
+            name, stages = f"{'+'.join(chain)}_top{k}", run.stages(chain, k)
+            if run.benchmark:
+                results[name] = evaluate_lists(run.benchmark, run.lists, stages, cfg.RERANK.REMOVE_JUNK)
+            if (write_lists or not run.benchmark) and is_main():
+                _write_lists(run, name, run.reranked(stages))
+    if is_main() and results:
+        for name, result in results.items():
+            write_json(run.folder / f"{name}.json", result)
+        table = format_table(results)
+        write_atomically(run.folder / "table.md", table + "\n")
+        say(table)
+        say(f"results: {run.folder}/*.json; are the differences real? "
+            f"python revisitop/compare.py {run.folder}/FIRST.json {run.folder}/SECOND.json")
+    return results
+
+
+def _write_lists(run: Reranking, name: str, ranking: Ranking) -> None:
+    file = run.folder / f"{name}.csv"
+    text = named(ranking, run.query, run.database).csv()
+    write_atomically(file, text.encode(errors="surrogateescape"))
+    say(f"{file}: {run.query.count} queries")
+
+
+def _places_of(cfg) -> tuple[Path, Path, list[Path], Path | None]:
+    """Stores of the queries, the database and distractors, and the ground truth, None: there is none."""
+    keys, name = cfg.RERANK, cfg.INFER.DATASET
+    if bool(keys.QUERY) != bool(keys.DATABASE):
+        raise UserError("RERANK.QUERY and RERANK.DATABASE go together: give both stores, or neither and "
+                        "INFER.DATASET")
+    if not keys.QUERY and not name:
+        raise UserError("nothing to rerank: give RERANK.QUERY and RERANK.DATABASE, or INFER.DATASET, whose "
+                        "stores are in INFER.OUT_DIR")
+    distractors = [Path(path) for path in keys.DISTRACTORS]
+    if keys.QUERY:
+        return Path(keys.QUERY), Path(keys.DATABASE), distractors, Path(keys.GND) if keys.GND else None
+    features, truth = features_folder(cfg) / name, Path(cfg.INFER.DATA_DIR or cfg.DATA_DIR) / name
+    return (features / "query", features / "database", distractors,
+            Path(keys.GND or truth / f"gnd_{name}.pkl"))
