@@ -25,27 +25,37 @@ _SMALL = 64
 _BATCH_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
 # Decoded images wait for others of their size until there are so many times a batch's pixels of them
 _WAITING = 4
+# How the scales' unit descriptors become one: INFER.SCALE_POOLING
+_POOLINGS = {"mean": sum, "max": lambda units: torch.stack(units).amax(dim=0)}
 
 
-def average_scales(descriptors: list[torch.Tensor]) -> torch.Tensor:
-    """One unit descriptor (B,D) of several scales' raw ones: normalise, sum, normalise."""
-    return F.normalize(sum(F.normalize(d.float(), dim=1) for d in descriptors), dim=1)
+def average_scales(descriptors: list[torch.Tensor], pooling: str = "mean") -> torch.Tensor:
+    """One unit descriptor (B,D) of several scales' raw ones: normalise, sum, normalise.
+
+    With `pooling` "max" each entry is the scales' largest, in place of their sum: the generalised mean
+    of infinite exponent, SuperGlobal's scale GeM (Shao et al., ICCV 2023).
+    """
+    units = [F.normalize(d.float(), dim=1) for d in descriptors]
+    return F.normalize(_POOLINGS[pooling](units), dim=1)
 
 
 def describe(model: nn.Module, images: torch.Tensor, scales: Sequence[float],
-             precision: torch.dtype = torch.float32, side: int = 0) -> torch.Tensor:
+             precision: torch.dtype = torch.float32, side: int = 0,
+             pooling: str = "mean") -> torch.Tensor:
     """Unit descriptors (B,D), float32, of images (B,3,H,W), uint8 RGB on the model's device.
 
     Every scale is resized from the same pixels; `precision` is that of the network alone. Scales
-    are relative to the image's own size, or with `side` to a square of that side.
+    are relative to the image's own size, or with `side` to a square of that side; `pooling` is
+    `average_scales`'s.
     """
-    return describe_all(model, images, scales, None, precision, side)[0]
+    return describe_all(model, images, scales, None, precision, side, pooling)[0]
 
 
 @torch.inference_mode()
 def describe_all(model: nn.Module, images: torch.Tensor | list[torch.Tensor],
                  scales: Sequence[float], local: LocalSettings | None, precision: torch.dtype = torch.float32,
-                 side: int = 0) -> tuple[torch.Tensor | None, LocalFeatures | None]:
+                 side: int = 0, pooling: str = "mean",
+                 ) -> tuple[torch.Tensor | None, LocalFeatures | None]:
     """The descriptors of `describe`, and local features; None where `scales` are empty or `local` is
     None.
 
@@ -64,7 +74,7 @@ def describe_all(model: nn.Module, images: torch.Tensor | list[torch.Tensor],
                 raw.append(outputs["global"])
             if scale in wanted:
                 maps.append((scale, outputs["local"], outputs["attention"]))
-    return (average_scales(raw) if raw else None,
+    return (average_scales(raw, pooling) if raw else None,
             select_local(maps, local) if local else None)
 
 
@@ -164,16 +174,18 @@ class Extractor:
         whitening, local_whitening: what is done to the descriptors and to the local features' before
             they are stored.
         worker_init: what each decoding process does first.
+        pooling: how the scales' descriptors become one, see `average_scales`.
     """
 
     def __init__(self, model: nn.Module, scales: Sequence[float], precision: torch.dtype,
                  batch_pixels: int, workers: int, max_pixels: int, strict: bool, side: int = 0,
                  local: LocalSettings | None = None, whitening: Whitening | None = None,
                  local_whitening: Whitening | None = None,
-                 worker_init: Callable[[int], None] | None = None):
+                 worker_init: Callable[[int], None] | None = None, pooling: str = "mean"):
         self.model, self.scales, self.precision = model.eval(), list(scales), precision
         self.max_pixels, self.strict, self.side = max_pixels, strict, side
         self.local, self.workers, self.worker_init = local, workers, worker_init
+        self.pooling = pooling
         every_scale = [*scales, *(local.scales if local else ())]
         self.smallest, self.largest = min(every_scale), max(every_scale)
         self.device = next(model.parameters()).device
@@ -308,7 +320,7 @@ class Extractor:
         """Describe images of one size. Where memory does not suffice, in halves."""
         try:
             descriptors, local = describe_all(self.model, images, self.scales, self.local,
-                                              self.precision, self.side)
+                                              self.precision, self.side, self.pooling)
             if self.whitening:
                 descriptors = self.whitening(descriptors)
             if self.local_whitening:

@@ -216,9 +216,9 @@ def _settings(cfg) -> dict:
     sections = {name: dict(cfg[name]) for name in ("MODEL", "INPUT", "TIMM", "RESNET")}
     sections["INFER.SIZE"] = cfg.INFER.SIZE
     sections["BN.EPS"] = cfg.BN.EPS
-    # The loss has no part in a descriptor
-    sections["MODEL"] = {key: value for key, value in sections["MODEL"].items()
-                         if key != "NUM_CLASSES"}
+    # The loss has no part in a descriptor, nor a reranker that is another model
+    aside = {"NUM_CLASSES"} if cfg.MODEL.ARCH == "rrt_sop" else {"NUM_CLASSES", "RRT"}
+    sections["MODEL"] = {key: value for key, value in sections["MODEL"].items() if key not in aside}
     text = json.dumps(sections, sort_keys=True)
     settings = {"scales": cfg.INFER.SCALES, "precision": cfg.PRECISION,
                 "model": f"{cfg.MODEL.ARCH} on {cfg.TIMM.NAME or f'ResNet-{cfg.MODEL.DEPTH}'}",

@@ -18,6 +18,11 @@ DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
           152: (3, 8, 36, 3)}
 
 
+def _relu(x: torch.Tensor, floor: float) -> torch.Tensor:
+    """max(x, floor), in place."""
+    return x.clamp_(min=floor) if floor else F.relu(x, inplace=True)
+
+
 class BasicTransform(nn.Module):
     """3x3, norm, ReLU, 3x3, norm."""
 
@@ -35,10 +40,10 @@ class BasicTransform(nn.Module):
 
 
 class BottleneckTransform(nn.Module):
-    """1x1, norm, ReLU, 3x3 (in groups), norm, ReLU, 1x1, norm."""
+    """1x1, norm, ReLU, 3x3 (in groups), norm, ReLU, 1x1, norm; its ReLUs cut off at `floor`."""
 
     def __init__(self, w_in: int, w_out: int, stride: int, norm, width: int, groups: int,
-                 stride_1x1: bool):
+                 stride_1x1: bool, floor: float):
         super().__init__()
         stride_a, stride_b = (stride, 1) if stride_1x1 else (1, stride)
         self.a = nn.Conv2d(w_in, width, 1, stride_a, bias=False)
@@ -48,27 +53,30 @@ class BottleneckTransform(nn.Module):
         self.c = nn.Conv2d(width, w_out, 1, bias=False)
         self.c_bn = norm(w_out)
         self.last_norm = "c_bn"
+        self.floor = floor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.a_bn(self.a(x)), inplace=True)
-        x = F.relu(self.b_bn(self.b(x)), inplace=True)
+        x = _relu(self.a_bn(self.a(x)), self.floor)
+        x = _relu(self.b_bn(self.b(x)), self.floor)
         return self.c_bn(self.c(x))
 
 
 class ResBlock(nn.Module):
-    """ReLU(shortcut + transform), with a projected shortcut where the shape changes."""
+    """ReLU(shortcut + transform), cut off at `floor`, with a projected shortcut where the shape
+    changes."""
 
-    def __init__(self, w_in: int, w_out: int, stride: int, norm, transform: nn.Module):
+    def __init__(self, w_in: int, w_out: int, stride: int, norm, transform: nn.Module, floor: float):
         super().__init__()
         self.projects = w_in != w_out or stride != 1
         if self.projects:
             self.proj = nn.Conv2d(w_in, w_out, 1, stride, bias=False)
             self.bn = norm(w_out)
         self.f = transform
+        self.floor = floor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = self.bn(self.proj(x)) if self.projects else x
-        return F.relu(shortcut + self.f(x), inplace=True)
+        return _relu(shortcut + self.f(x), self.floor)
 
 
 class Stem(nn.Module):
@@ -95,6 +103,9 @@ class ResNet(nn.Module):
         stage_strides: of the four stages, after the stem's 4.
         zero_init_final_gamma: start every residual branch at zero.
         recompute: do not keep the blocks' activations for the backward pass.
+        floor: where activations are cut off in place of 0 (SuperGlobal's ReLU-P; Shao et al., ICCV
+            2023): at the end of each block of the first three stages, and within the bottlenecks of
+            the first, as in its published code.
 
     `forward(images (B,3,H,W))` gives the maps "stage3" and "stage4", by default of
     (B,C3,H/16,W/16) and (B,C4,H/32,W/32); with `last` "stage3" the first alone. Raises UserError for an unknown depth or block.
@@ -106,7 +117,7 @@ class ResNet(nn.Module):
                  stride_1x1: bool = False, stem_width: int = 64,
                  stage_strides: tuple[int, ...] = (1, 2, 2, 2), bn_eps: float = 1e-5,
                  bn_momentum: float = 0.1, zero_init_final_gamma: bool = False,
-                 recompute: bool = False):
+                 recompute: bool = False, floor: float = 0.0):
         super().__init__()
         basic = self._is_basic(depth, block)
         if basic and groups != 1:
@@ -120,7 +131,8 @@ class ResNet(nn.Module):
             if basic:
                 return BasicTransform(w_in, w_out, stride, norm)
             width = groups * width_per_group * stem_width // 64 * 2 ** stage
-            return BottleneckTransform(w_in, w_out, stride, norm, width, groups, stride_1x1)
+            return BottleneckTransform(w_in, w_out, stride, norm, width, groups, stride_1x1,
+                                       floor if stage == 0 else 0.0)
 
         self.recompute = recompute
         self.stem = Stem(stem_width, norm)
@@ -129,7 +141,8 @@ class ResNet(nn.Module):
             layers = nn.Sequential()
             for i in range(blocks):
                 stride = stage_strides[stage] if i == 0 else 1
-                block_ = ResBlock(w_in, w_out, stride, norm, transform(w_in, w_out, stride, stage))
+                block_ = ResBlock(w_in, w_out, stride, norm, transform(w_in, w_out, stride, stage),
+                                  floor if stage < 3 else 0.0)
                 layers.add_module(f"b{i + 1}", block_)
                 w_in = w_out
             self.add_module(f"s{stage + 1}", layers)
