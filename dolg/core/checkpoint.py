@@ -12,6 +12,7 @@ from torch import nn
 from dolg.core.weights import ALONE, LAYOUTS, sort_keys, swap_colours
 from dolg.errors import UserError
 from dolg.models.backbones.timm import TimmBackbone, flat_key
+from dolg.models.rrt import RerankingTransformer
 
 # Parameters that a backbone's file cannot have, with a value that needs no training
 _UNTRAINED = {"pool.p"}
@@ -144,7 +145,7 @@ def _branches(state: dict) -> list[str]:
 
 def _match(module: nn.Module, parts: dict[str, dict]) -> tuple[nn.Module | None, dict]:
     """What of a file belongs to `module`, or to its backbone: (the receiver, its state)."""
-    if "model" in parts and hasattr(module, "backbone"):
+    if "model" in parts and (hasattr(module, "backbone") or isinstance(module, RerankingTransformer)):
         return module, parts["model"]
     if "backbone" in parts and hasattr(module, "backbone"):
         return module.backbone, parts["backbone"]

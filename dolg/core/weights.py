@@ -33,11 +33,12 @@ def _torchvision_blocks(stages: str, first: int, part: str, ours: str) -> Iterat
 class Layout:
     """How to recognise a file's keys, and the rules that map them; the first match wins.
 
+    `mark` is what one of the keys begins with, or the several things that one may.
     `colour` is the order that a network of such files is fed, "" for ours, whose configuration
     says it. `defaults` are values that the other code kept as constants, not parameters.
     """
 
-    mark: str
+    mark: str | tuple[str, ...]
     rules: tuple[Rule, ...]
     colour: str = ""
     defaults: dict[str, float] = field(default_factory=dict)
@@ -45,7 +46,8 @@ class Layout:
 
 # Losses go by the output that they judge, as in a sum of losses
 LAYOUTS = {
-    "dolg checkpoint": Layout("model.backbone.", (("model.", "model", ""), ("loss.", "loss", ""))),
+    "dolg checkpoint": Layout(("model.backbone.", "model.scale_encoder."), (
+        ("model.", "model", ""), ("loss.", "loss", ""))),
     "dolg model": Layout("backbone.", (("", "model", ""),)),
     # github.com/feymanpriv/DOLG; before its pooling was learned it had no pool_g.p
     "DOLG": Layout("fc_t.", (
@@ -77,6 +79,29 @@ LAYOUTS = {
         *_torchvision_blocks("features.", 4, "model", "backbone."),
         ("auxiliary_module.0.", "loss", "terms.auxiliary.norm."),
         ("auxiliary_module.1.", "loss", "terms.auxiliary.fc."),
+    ), "rgb"),
+    # github.com/sungonce/CVNet, whose files SuperGlobal takes: the network, its pooling's exponent,
+    # which SuperGlobal replaces, and the reranking. Its training has a second network and a queue,
+    # SuperGlobal's code three layers (se..) that it never uses
+    "CVNet": Layout("encoder_q.", (
+        ("encoder_q.head.fc.", "model", "fc."),
+        *((f"encoder_q.{unused}.", "", "") for unused in ("head.pool", "seb1", "seb2", "sefc")),
+        ("encoder_q.", "model", "backbone."),
+        *((unused, "", "") for unused in ("encoder_k.", "queue", "conv2ds.", "cv_learner.")),
+    ), "bgr"),
+    # github.com/uvavision/RerankingTransformer: RRT_GLD, whose names ours are, and RRT_SOP, whose
+    # classifier nothing trains
+    "RRT": Layout("scale_encoder.", tuple(
+        (part, "model", part) for part in ("encoder.", "remap.", "scale_encoder.", "seg_encoder.",
+                                           "classifier."))),
+    "RRT_SOP": Layout("matcher.encoder.", (
+        *((part, "", "") for part in ("classifier.", "mean", "std")),
+        ("matcher.", "model", "matcher."),
+        ("remap_local.", "model", "fc_local."),
+        ("remap.", "model", "fc."),
+        ("conv1.", "model", "backbone.stem.conv."),
+        ("bn1.", "model", "backbone.stem.bn."),
+        *_torchvision_blocks("layer", 1, "model", "backbone."),
     ), "rgb"),
     # pycls's ImageNet weights: the classifier is of no use here
     "pycls": Layout("stem.conv.", (("head.", "", ""), ("", "backbone", "")), "bgr"),

@@ -11,6 +11,9 @@ from dolg.models.cgd import CGD
 from dolg.models.delg import DELG
 from dolg.models.dolg import DOLG
 from dolg.models.gem import GeMModel
+from dolg.models.rrt import RerankingTransformer
+from dolg.models.rrt_sop import RerankingTransformerOnMaps
+from dolg.models.superglobal import RELU_FLOOR, SuperGlobal
 
 
 def _resnet(cfg) -> nn.Module:
@@ -25,6 +28,7 @@ def _resnet(cfg) -> nn.Module:
         **_norms(cfg),
         zero_init_final_gamma=cfg.BN.ZERO_INIT_FINAL_GAMMA,
         recompute=cfg.TRAIN.ACT_CHECKPOINT,
+        floor=FLOORS.get(cfg.MODEL.ARCH, 0.0),
     )
 
 
@@ -48,6 +52,27 @@ def _gem(cfg, backbone) -> nn.Module:
     return GeMModel(backbone, **_pooling(cfg))
 
 
+def _superglobal(cfg, backbone) -> nn.Module:
+    return SuperGlobal(backbone, cfg.MODEL.HEADS.REDUCTION_DIM)
+
+
+def _rrt(cfg) -> nn.Module:
+    return RerankingTransformer(cfg.MODEL.RRT.GLOBAL_DIM, cfg.MODEL.RRT.SCALES,
+                                cfg.MODEL.RRT.SCALE_INDEX, dim=cfg.MODEL.RRT.DIM,
+                                init=cfg.MODEL.RRT.INIT, **_encoder(cfg))
+
+
+def _rrt_sop(cfg, backbone) -> nn.Module:
+    return RerankingTransformerOnMaps(backbone, cfg.MODEL.HEADS.REDUCTION_DIM, cfg.MODEL.RRT.DIM,
+                                      freeze_backbone=cfg.MODEL.RRT.FREEZE_BACKBONE, **_encoder(cfg))
+
+
+def _encoder(cfg) -> dict:
+    rrt = cfg.MODEL.RRT
+    return {"layers": rrt.LAYERS, "heads": rrt.HEADS, "feedforward": rrt.FEEDFORWARD,
+            "dropout": rrt.DROPOUT}
+
+
 def _pooling(cfg) -> dict:
     return {"dim": cfg.MODEL.HEADS.REDUCTION_DIM, "gem_p": cfg.MODEL.GEM.P,
             "gem_eps": cfg.MODEL.GEM.EPS}
@@ -58,9 +83,14 @@ def _norms(cfg) -> dict:
 
 
 BACKBONES = {"resnet": _resnet, "timm": _timm}
-MODELS = {"dolg": _dolg, "delg": _delg, "cgd": _cgd, "gem": _gem}
+MODELS = {"dolg": _dolg, "delg": _delg, "cgd": _cgd, "gem": _gem, "superglobal": _superglobal,
+          "rrt_sop": _rrt_sop}
+# Reranking transformers of stored features: they see no images
+WITHOUT_BACKBONE = {"rrt": _rrt}
 # Strides of a ResNet's stages, where the original of the model has others than the ResNet
 STRIDES = {"cgd": (1, 2, 1, 2)}
+# Where a ResNet cuts activations off, where that is not 0
+FLOORS = {"superglobal": RELU_FLOOR}
 # The models that use the map before the last as well
 NEED_STAGE3 = {"dolg", "delg"}
 
@@ -71,8 +101,11 @@ def build_model(cfg) -> nn.Module:
     `model(images (B,3,H,W))` gives a dict with `global` (B, model.dim), raw, and where the
     model has them `local` (B,C,h,w), `attention` (B,1,h,w) and `auxiliary` (B,C); `model.dims`
     gives the dimensions of what a loss may use. `model.input_spec` says what the images must be.
+    With rrt it is a `RerankingTransformer`, which has no backbone.
     """
-    build = choose(MODELS, cfg.MODEL.ARCH, "MODEL.ARCH")
+    build = choose(MODELS | WITHOUT_BACKBONE, cfg.MODEL.ARCH, "MODEL.ARCH")
+    if cfg.MODEL.ARCH in WITHOUT_BACKBONE:
+        return build(cfg)
     backbone = choose(BACKBONES, cfg.MODEL.TYPE, "MODEL.TYPE")(cfg)
     if cfg.MODEL.ARCH in NEED_STAGE3 and "stage3" not in backbone.channels:
         raise UserError(f"MODEL.ARCH {cfg.MODEL.ARCH} needs the last two maps of its backbone, and "
@@ -95,7 +128,7 @@ def _input_spec(cfg, natural: InputSpec) -> InputSpec:
                             "key empty")
         spec = natural
     else:
-        colour = colour or ("rgb" if cfg.MODEL.ARCH == "cgd" else "bgr")
+        colour = colour or ("rgb" if cfg.MODEL.ARCH in ("cgd", "rrt_sop") else "bgr")
         spec = TORCHVISION if colour == "rgb" else PYCLS
     return replace(spec, mean=tuple(cfg.INPUT.MEAN) or spec.mean, sd=tuple(cfg.INPUT.SD) or spec.sd,
                    antialias=cfg.INPUT.ANTIALIAS)

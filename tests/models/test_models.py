@@ -55,6 +55,9 @@ def test_shapes_and_gradients(arch, backbone):
     (outputs["global"] * torch.randn(2, 24)).sum().backward(retain_graph=True)
     if arch == "delg":
         outputs["local"].square().sum().backward()
+    if arch == "rrt_sop":
+        assert outputs["local"].shape[:2] == (2, model.local_dim) == (2, 128)
+        model.match(outputs["local"], outputs["local"].flip(0)).sum().backward()
     without = [name for name, p in model.named_parameters()
                if p.grad is None or not torch.isfinite(p.grad).all()]
     assert not without
@@ -238,7 +241,8 @@ def test_a_backbone_with_one_map_is_explained(monkeypatch):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["MODEL.ARCH", "dlog"], "MODEL.ARCH is 'dlog': choose one of cgd, delg, dolg, gem (did you mean 'dolg'?)"),
+    (["MODEL.ARCH", "dlog"], "MODEL.ARCH is 'dlog': choose one of cgd, delg, dolg, gem, "),
+    (["MODEL.ARCH", "dlog"], "superglobal (did you mean 'dolg'?)"),
     (["MODEL.ARCH", "cgd", "MODEL.CGD.CONFIG", "SX"], "MODEL.CGD.CONFIG is 'SX': give letters of"),
     (["MODEL.ARCH", "cgd", "MODEL.CGD.FEATURE_DIM", "25"], "does not split evenly among the 2"),
     (["MODEL.TYPE", "timm", "TIMM.NAME", "sknet_nothing"], "which timm"),
