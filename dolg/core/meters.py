@@ -9,14 +9,16 @@ from dolg.core.distributed import gather
 
 
 def figures_of(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a meter counts of a loss's outputs, as scalars on their device: its own scalars, and
-    the share of top-1 and top-5 hits where it classifies."""
+    """What a meter counts of a loss's outputs, as scalars on their device: its own scalars, the
+    share of top-1 and top-5 hits where it classifies, that of correct pairs where it judges pairs."""
     figures = {name: value.detach() for name, value in outputs.items() if value.ndim == 0}
     if "logits" in outputs or "better" in outputs:
         better = outputs["better"] if "better" in outputs else classes_ahead(outputs["logits"],
                                                                              labels)
         for k in (1, 5):
             figures[f"top{k}"] = (better < k).float().sum() / max(len(labels), 1)
+    if "correct" in outputs:
+        figures["correct"] = outputs["correct"].float().sum() / max(len(outputs["correct"]), 1)
     return figures
 
 
@@ -95,9 +97,10 @@ def pool_sums(mine: dict) -> dict:
 
 
 def summarise(mine: dict) -> dict[str, float]:
-    """Mean loss and terms of it, top-1 and top-5 error (percent) where the loss classifies,
-    images/s, the share of time spent waiting for data, and the most memory that a process has had
-    (GB: the GPU's, or on a CPU the process's), over all processes (each must call this)."""
+    """Mean loss and terms of it, top-1 and top-5 error (percent) where the loss classifies, accuracy
+    (percent) where it judges pairs, images/s, the share of time spent waiting for data, and the most
+    memory that a process has had (GB: the GPU's, or on a CPU the process's), over all processes (each
+    must call this)."""
     pooled = pool_sums(mine)
     images, seconds = max(pooled["images"], 1), max(pooled["seconds"], 1e-9)
     means = {name: value / images for name, value in pooled["sums"].items()}
@@ -105,6 +108,8 @@ def summarise(mine: dict) -> dict[str, float]:
     for k in (1, 5):
         if f"top{k}" in means:
             figures[f"top{k}_err"] = 100 * (1 - means.pop(f"top{k}"))
+    if "correct" in means:
+        figures["pair_acc"] = 100 * means.pop("correct")
     return {**figures, **means, "images_per_s": images / seconds,
             "data_wait": pooled["wait"] / seconds, "memory_gb": max(gather(_memory()))}
 

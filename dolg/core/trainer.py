@@ -1,4 +1,4 @@
-"""Training: epochs over an image list, with checkpoints from which a run goes on exactly."""
+"""Training: epochs over the steps of a task, with checkpoints from which a run goes on exactly."""
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -17,8 +17,8 @@ from tqdm import tqdm
 from dolg.core.averaging import build_average
 from dolg.core.batchnorm import precise_statistics
 from dolg.core.checkpoint import load_weights, read_file
-from dolg.core.distributed import (StopRequest, any_process, device, from_main, gather, is_main,
-                                   local_world_size, rank, world_size)
+from dolg.core.distributed import (StopRequest, any_process, device, from_main, gather, is_main, rank,
+                                   world_size)
 from dolg.core.download import weights_file
 from dolg.core.logging import RunLog, say
 from dolg.core.meters import NOTHING, Meter, add_sums, figures_of, pool_sums, summarise
@@ -28,40 +28,10 @@ from dolg.core.precision import autocast, grad_scaler
 from dolg.core.resume import (check_same_run, load_optimizer_state, restore_rng, rng_states,
                               whole_loss_state, whole_optimizer_state)
 from dolg.core.saving import Position, Saver, newest_checkpoint
-from dolg.core.validation import Validation, open_checked
-from dolg.data.datasets import TrainingImages
-from dolg.data.loader import Batch, StepLoader, worker_count
-from dolg.data.sampler import BalancedStepSampler, StepSampler
+from dolg.core.tasks import build_task
 from dolg.errors import UserError
 from dolg.files import write_atomically
-from dolg.losses import build_loss
 from dolg.losses.shards import sharded_parameters
-from dolg.models import build_model
-
-class TrainingModule(nn.Module):
-    """Model and loss as one module, so that distributed training wraps them once.
-
-    With `freeze_norms` the model's batch norms keep their running statistics as they are; with
-    `compiled` the model is compiled for training (not for evaluation, whose sizes vary).
-    """
-
-    def __init__(self, model: nn.Module, loss: nn.Module, freeze_norms: bool,
-                 compiled: bool = False):
-        super().__init__()
-        self.model, self.loss, self.freeze_norms = model, loss, freeze_norms
-        self._compiled = torch.compile(model.forward) if compiled else None
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        describe = self._compiled if self._compiled and self.training else self.model
-        return self.loss(describe(images), labels)
-
-    def train(self, mode: bool = True) -> "TrainingModule":
-        super().train(mode)
-        if self.freeze_norms:
-            for module in self.model.modules():
-                if isinstance(module, nn.modules.batchnorm._NormBase):
-                    module.eval()
-        return self
 
 
 def train(cfg) -> None:
@@ -77,18 +47,15 @@ class Trainer:
         _check_batch(cfg)
         torch.manual_seed(cfg.RNG_SEED)
         torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
-        model = build_model(cfg)
-        self.train_images = self._train_images()
-        counts = np.bincount(self.train_images.labels, minlength=cfg.MODEL.NUM_CLASSES)
-        loss = build_loss(cfg, model.dims, counts)
+        self.task = build_task(cfg, self.device)
+        self.train_loader, self.validation = self.task.loader, self.task.validation
+        model = self.task.model
         if cfg.BN.SYNC and world_size() > 1:
             model = _synchronised(model, self.device)
-        self.module = TrainingModule(model, loss, cfg.BN.FREEZE, cfg.TRAIN.COMPILE)
+        self.module = self.task.module(model, cfg.TRAIN.COMPILE)
         self.module.to(self.device, memory_format=torch.channels_last)
-        self.sharded = {f"loss.{name}" for name in sharded_parameters(loss)}
-        self.train_loader = self._train_loader(model.input_spec)
+        self.sharded = {f"loss.{name}" for name in sharded_parameters(self.task.loss)}
         self.autocast = partial(autocast, cfg.PRECISION, self.device)
-        self.validation = Validation(cfg, model.input_spec, self.device)
         self.optimizer = build_optimizer(cfg, self.module)
         self.scaler = grad_scaler(cfg.PRECISION, self.device, bool(self.sharded))
         self.average = build_average(model, cfg.TRAIN.EMA)
@@ -152,16 +119,15 @@ class Trainer:
             f"{figures['data_wait']:.0%}")
         return True
 
-    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """One update; its figures, on the device."""
+    def step(self, batch) -> dict[str, torch.Tensor]:
+        """One update by a batch of the task's; its figures, on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.cfg.TRAIN.ACCUMULATE
         figures = []
-        for number, (images, labels) in enumerate(zip(batch.images.chunk(parts),
-                                                      batch.labels.chunk(parts)), 1):
+        for number, (inputs, labels) in enumerate(self.task.parts(batch, parts), 1):
             with self._exchange(last=number == parts):
                 with self.autocast():
-                    outputs = self.parallel(images, labels)
+                    outputs = self.parallel(inputs, labels)
                 self.scaler.scale(outputs["total"] / parts).backward()
             figures.append(figures_of(outputs, labels))
         if self.cfg.OPTIM.CLIP_NORM or self.sharded:
@@ -181,8 +147,7 @@ class Trainer:
         saving = last or done % cfg.TRAIN.CHECKPOINT_PERIOD == 0
         if testing or saving:
             self._share_statistics()
-        tested = TrainingModule(self.average.module if self.average else self.module.model,
-                                self.module.loss, cfg.BN.FREEZE)
+        tested = self.task.module(self.average.module if self.average else self.module.model)
         if cfg.BN.USE_PRECISE_STATS and (testing or saving):
             precise_statistics(tested.train().model, self._images_for_statistics(done - 1),
                                self.autocast)
@@ -218,7 +183,7 @@ class Trainer:
             return
         step, message = position.step - len(losses) + first + 1, ""
         if firsts[rank()] == first:
-            names = [self.train_images.name(i) for i in meter.indexes[first].tolist()]
+            names = [self.task.name(i) for i in meter.indexes[first].tolist()]
             file = Path(self.cfg.OUT_DIR) / f"failed_batch_rank{rank()}.txt"
             write_atomically(file, "\n".join(names) + "\n")
             message = (f"the loss is {losses[first]} at epoch {position.epoch + 1}, step {step}, "
@@ -260,32 +225,6 @@ class Trainer:
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(self.module, device_ids=devices,
                                        gradient_as_bucket_view=True)
-
-    def _train_images(self):
-        cfg = self.cfg
-        if not cfg.TRAIN.DATASET:
-            raise UserError(f"TRAIN.DATASET is empty: name a folder under DATA_DIR {cfg.DATA_DIR}")
-        images = open_checked(cfg, cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT, cfg.MODEL.NUM_CLASSES)
-        if len(images) < cfg.TRAIN.BATCH_SIZE:
-            raise UserError(f"TRAIN.SPLIT has {len(images)} images, fewer than "
-                            f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE}")
-        return images
-
-    def _train_loader(self, input_spec) -> StepLoader:
-        cfg, images = self.cfg, self.train_images
-        dataset = TrainingImages(
-            images, cfg.TRAIN.IM_SIZE, cfg.TRAIN.CROP_AREA, cfg.RNG_SEED, cfg.TRAIN.LIGHTING,
-            cfg.TRAIN.RESIZE, cfg.DATA_LOADER.REDUCED_DECODE, cfg.DATA_LOADER.ON_DEVICE)
-        if cfg.TRAIN.IMAGES_PER_CLASS:
-            sampler = BalancedStepSampler(images.labels, cfg.TRAIN.BATCH_SIZE,
-                                          cfg.TRAIN.IMAGES_PER_CLASS, rank(), world_size(),
-                                          cfg.RNG_SEED)
-        else:
-            sampler = StepSampler(len(images), cfg.TRAIN.BATCH_SIZE, rank(), world_size(),
-                                  cfg.RNG_SEED, shuffle=True)
-        pin = cfg.DATA_LOADER.PIN_MEMORY and self.device.type == "cuda"
-        workers = worker_count(cfg.DATA_LOADER.NUM_WORKERS, local_world_size())
-        return StepLoader(dataset, sampler, input_spec, workers, pin, self.device)
 
     def _open_folder(self) -> None:
         cfg = self.cfg
@@ -371,7 +310,7 @@ def _synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+def _timed(batches: Iterable) -> Iterator[tuple]:
     """Each batch with the seconds that it was waited for."""
     asked = time.perf_counter()
     for batch in batches:
@@ -382,6 +321,7 @@ def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
 def in_words(figures: dict[str, float]) -> str:
     """The figures that people look for, in a line."""
     words = [f"loss {figures['loss']:.4f}"] if "loss" in figures else []
+    words += [f"pair accuracy {figures['pair_acc']:.1f} %"] if "pair_acc" in figures else []
     words += [f"top-{k} error {figures[f'top{k}_err']:.1f} %" for k in (1, 5)
               if f"top{k}_err" in figures]
     words += [f"{name} {value:.2f} %" for name, value in figures.items()

@@ -1,5 +1,6 @@
 """What a run is judged by between its epochs: a held-out list, a set in the Revisited format."""
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,51 +14,31 @@ from dolg.data.datasets import CentredImages
 from dolg.data.images import check_images, open_images
 from dolg.data.loader import StepLoader, leave_signals, worker_count
 from dolg.data.sampler import StepSampler
+from dolg.errors import UserError
 from dolg.features.extract import Extractor
 from dolg.features.sources import revisited_set, revisited_truth
 
 
+# Gives figures (percent, by name) of a TrainingModule; each process must call it
+Judge = Callable[[nn.Module], dict[str, float]]
+
+
 class Validation:
-    """TEST.METRIC on TEST.SPLIT, mAP on TEST.RETRIEVAL, as far as they are set.
+    """What `judges` say of a run between its epochs; `workers`: the processes of each of its loaders."""
 
-    Args:
-        cfg: the configuration.
-        input_spec: of the model.
-        device: where the model is.
-
-    Raises UserError where a set is not there or does not fit.
-    """
-
-    def __init__(self, cfg, input_spec, device: torch.device):
-        self.cfg, self.device = cfg, device
-        self.autocast = partial(autocast, cfg.PRECISION, device)
-        self.workers = worker_count(cfg.DATA_LOADER.NUM_WORKERS, local_world_size())
-        self.loader = self._loader(input_spec) if cfg.TEST.DATASET else None
-        self.sources = None
-        if cfg.TEST.RETRIEVAL:
-            where = (Path(cfg.DATA_DIR), cfg.TEST.RETRIEVAL)
-            self.truth = revisited_truth(*where, "TEST.RETRIEVAL")
-            self.sources = revisited_set(*where, crop_queries=True, key="TEST.RETRIEVAL")
+    def __init__(self, cfg, judges: Sequence[Judge]):
+        self.cfg, self.judges, self.workers = cfg, judges, workers_of(cfg)
 
     @property
     def wanted(self) -> bool:
         """Whether there is anything to evaluate on."""
-        return self.loader is not None or self.sources is not None
+        return bool(self.judges)
 
     def run(self, module: nn.Module) -> dict[str, float]:
         """The figures of a TrainingModule (each process must call this)."""
-        figures, cfg = {}, self.cfg
-        if self.loader and cfg.TEST.METRIC == "recall":
-            figures = class_retrieval(module.model, self.loader, self.images.labels,
-                                      cfg.TEST.RECALLS, self.device, self.autocast)
-        elif self.loader:
-            figures = classification_error(module, self.loader, self.autocast)
-        if self.sources:
-            extractor = Extractor(module.model, cfg.TEST.SCALES, PRECISIONS[cfg.PRECISION],
-                                  cfg.INFER.BATCH_PIXELS, self.workers, cfg.INFER.MAX_PIXELS,
-                                  strict=True, side=cfg.INFER.SIZE,
-                                  worker_init=leave_signals)
-            figures.update(revisited_map(extractor, self.sources, self.truth))
+        figures = {}
+        for judge in self.judges:
+            figures.update(judge(module))
         return figures
 
     def record(self, figures: dict[str, float], best: dict) -> dict | None:
@@ -72,8 +53,36 @@ class Validation:
             return None
         return {"metric": metric, "value": value}
 
-    def _loader(self, input_spec) -> StepLoader:
-        cfg = self.cfg
+
+def image_judges(cfg, input_spec, device: torch.device) -> list[Judge]:
+    """TEST.METRIC on TEST.SPLIT, mAP on TEST.RETRIEVAL, as far as they are set.
+
+    Args:
+        cfg: the configuration.
+        input_spec: of the model.
+        device: where the model is.
+
+    Raises UserError where a set is not there or does not fit.
+    """
+    judges = [HeldOut(cfg, input_spec, device)] if cfg.TEST.DATASET else []
+    return judges + ([Revisited(cfg)] if cfg.TEST.RETRIEVAL else [])
+
+
+def pair_judges(cfg) -> list[Judge]:
+    """Of a reranking transformer: none. Raises UserError where TEST.* asks for some."""
+    for key in ("DATASET", "RETRIEVAL"):
+        if cfg.TEST[key]:
+            raise UserError(f"TEST.{key} judges descriptors, and MODEL.ARCH {cfg.MODEL.ARCH} learns to "
+                            "rerank: leave it empty, and judge the weights with tools/rerank.py")
+    return []
+
+
+class HeldOut:
+    """TEST.METRIC on the images of TEST.SPLIT."""
+
+    def __init__(self, cfg, input_spec, device: torch.device):
+        self.cfg, self.device = cfg, device
+        self.autocast = partial(autocast, cfg.PRECISION, device)
         classes = cfg.MODEL.NUM_CLASSES if cfg.TEST.METRIC == "error" else None
         self.images = open_checked(cfg, cfg.TEST.DATASET, cfg.TEST.SPLIT, classes)
         # Never decoded at reduced size: what is measured has to be what it always was
@@ -82,8 +91,37 @@ class Validation:
                                 on_device=cfg.DATA_LOADER.ON_DEVICE)
         sampler = StepSampler(len(self.images), cfg.TEST.BATCH_SIZE, rank(), world_size(),
                               cfg.RNG_SEED, shuffle=False)
-        pin = cfg.DATA_LOADER.PIN_MEMORY and self.device.type == "cuda"
-        return StepLoader(dataset, sampler, input_spec, self.workers, pin, self.device)
+        pin = cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda"
+        self.loader = StepLoader(dataset, sampler, input_spec, workers_of(cfg), pin, device)
+
+    def __call__(self, module: nn.Module) -> dict[str, float]:
+        if self.cfg.TEST.METRIC == "recall":
+            return class_retrieval(module.model, self.loader, self.images.labels,
+                                   self.cfg.TEST.RECALLS, self.device, self.autocast)
+        return classification_error(module, self.loader, self.autocast)
+
+
+class Revisited:
+    """mAP on the set TEST.RETRIEVAL."""
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+        where = (Path(cfg.DATA_DIR), cfg.TEST.RETRIEVAL)
+        self.truth = revisited_truth(*where, "TEST.RETRIEVAL")
+        self.sources = revisited_set(*where, crop_queries=True, key="TEST.RETRIEVAL")
+
+    def __call__(self, module: nn.Module) -> dict[str, float]:
+        cfg = self.cfg
+        extractor = Extractor(module.model, cfg.TEST.SCALES, PRECISIONS[cfg.PRECISION],
+                              cfg.INFER.BATCH_PIXELS, workers_of(cfg), cfg.INFER.MAX_PIXELS,
+                              strict=True, side=cfg.INFER.SIZE, worker_init=leave_signals,
+                              pooling=cfg.INFER.SCALE_POOLING)
+        return revisited_map(extractor, self.sources, self.truth)
+
+
+def workers_of(cfg) -> int:
+    """Worker processes of each of this process's loaders."""
+    return worker_count(cfg.DATA_LOADER.NUM_WORKERS, local_world_size())
 
 
 def open_checked(cfg, dataset: str, split: str, num_classes: int | None):

@@ -7,6 +7,7 @@ import numpy as np
 from dolg.errors import UserError, choose
 from dolg.losses.base import Loss, SumOfLosses
 from dolg.losses.margin import AdaptiveArcFace, ArcFace, CosFace, CurricularFace, MarginSoftmax
+from dolg.losses.matching import PairCrossEntropy
 from dolg.losses.pairs import MININGS, Contrastive, MultiSimilarity, Triplet
 from dolg.losses.pml import PREFIX, build_pml
 from dolg.losses.softmax import LinearSoftmax
@@ -75,6 +76,10 @@ def _multi_similarity(cfg, dim: int, counts: np.ndarray | None) -> Loss:
     return MultiSimilarity(keys.ALPHA, keys.BETA, keys.BASE, keys.EPSILON)
 
 
+def _pair_bce(cfg, dim: int, counts: np.ndarray | None) -> Loss:
+    return PairCrossEntropy()
+
+
 def _pml(name: str, cfg, dim: int, counts: np.ndarray | None) -> Loss:
     keys = cfg.LOSS.PML
     return build_pml(name.removeprefix(PREFIX), dict(keys.ARGS), keys.MINER, dict(keys.MINER_ARGS),
@@ -96,15 +101,22 @@ LOSSES = {
     "contrastive": _contrastive,
     "multi_similarity": _multi_similarity,
 }
+# Those of pairs, which the reranking transformers give
+PAIR_LOSSES = {"pair_bce": _pair_bce}
 # The output that a loss judges, where it is not the descriptor
-OUTPUTS = {"local_softmax": "local", "aux_softmax": "auxiliary"}
+OUTPUTS = {"local_softmax": "local", "aux_softmax": "auxiliary", "pair_bce": "match"}
 # What the models were published with
 DEFAULTS = {
     "dolg": "curricularface",
     "gem": "curricularface",
     "delg": "curricularface + local_softmax",
+    "superglobal": "curricularface",
     "cgd": "triplet + aux_softmax",
+    "rrt": "pair_bce",
+    "rrt_sop": "pair_bce",
 }
+# The models whose pairs are trained, by one logit of each
+MATCHERS = ("rrt", "rrt_sop")
 
 
 def build_loss(cfg, dims: Mapping[str, int] | int | None = None,
@@ -157,7 +169,7 @@ def _build_term(cfg, name: str, dims: Mapping[str, int], counts: np.ndarray | No
     if name.startswith(PREFIX):
         build = partial(_pml, name)
     else:
-        build = choose({**LOSSES, f"{PREFIX}NAME": None}, name, "LOSS.NAME")
+        build = choose({**LOSSES, **PAIR_LOSSES, f"{PREFIX}NAME": None}, name, "LOSS.NAME")
     output = OUTPUTS.get(name, "global")
     if output not in dims:
         raise UserError(f"LOSS.NAME {name} judges the output '{output}', which MODEL.ARCH "
@@ -174,6 +186,8 @@ def _known_dims(cfg, dims: Mapping[str, int] | int | None) -> Mapping[str, int]:
         return {"global": dims}
     if dims is not None:
         return dims
+    if cfg.MODEL.ARCH in MATCHERS:
+        return {"match": 1}
     is_cgd = cfg.MODEL.ARCH == "cgd"
     return {
         "global": cfg.MODEL.CGD.FEATURE_DIM if is_cgd else cfg.MODEL.HEADS.REDUCTION_DIM,

@@ -109,7 +109,7 @@ def diffused_vectors(
     """
     count, parts = affinity.shape[0], []
     size = max(1, _BLOCK_UNKNOWNS // lists.shape[1])
-    for start in tqdm(range(0, len(lists), size), desc="diffusing", unit="block", disable=None):
+    for start in tqdm(range(0, len(lists), size), desc="diffusing", unit="block", delay=1, disable=None):
         part = lists[start:start + size]
         solved = _solved(_submatrices(affinity, part), part.shape, alpha, iterations, tolerance)
         row, column = np.nonzero((part >= 0) & (solved != 0))
@@ -169,7 +169,7 @@ def _each_by_itself(affinity: sparse.csr_matrix, start: sparse.csr_matrix, k: in
     """Solve for one query after another: all scores of one are in memory at a time."""
     system = sparse.identity(affinity.shape[0], format="csr") - alpha * affinity
     results = [(np.empty((0, k), np.int64), np.empty((0, k)))]
-    for row in tqdm(range(start.shape[0]), desc="diffusing", unit="query", disable=None):
+    for row in tqdm(range(start.shape[0]), desc="diffusing", unit="query", delay=1, disable=None):
         scores, _ = cg(system, start[[row]].toarray()[0], rtol=max(tolerance, _LEAST_TOLERANCE),
                        maxiter=iterations)
         results.append(best_of(sparse.csr_matrix(scores), k))

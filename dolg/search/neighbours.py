@@ -1,10 +1,10 @@
-"""The nearest neighbours of every image, found exactly and kept in a folder, and their graph."""
+"""The nearest neighbours of every image, found and kept in a folder, and their graph."""
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from dolg.files import atomic_file, write_atomically
 from dolg.search.collection import Collection, gather
 from dolg.search.exact import top_k
 
+FORMAT, VERSION = "dolg-neighbours", 1
 # Rows that search the database in one pass over it, and that a part holds
 BLOCK_ROWS = 1 << 14
 # A temporary file that nobody has written to for so long was left by a run that was killed
@@ -31,6 +32,15 @@ class Neighbours(NamedTuple):
 
     indexes: np.ndarray
     similarities: np.ndarray
+
+
+class Search(Protocol):
+    """A way to find neighbours that is not the exact one; `settings`, as JSON has it, say which."""
+
+    settings: dict
+
+    def nearest(self, descriptors: np.ndarray, k: int, own: np.ndarray | None) -> Neighbours:
+        """As the function of that name, of its database."""
 
 
 def nearest(
@@ -51,32 +61,33 @@ def nearest(
         rows = fine[start:start + BLOCK_ROWS]
         scores, found = top_k(descriptors[rows], chunks, k if own is None else k + 1, device)
         if own is not None:
-            scores, found = _without_own(scores, found, own[rows])
+            scores, found = without_own(scores, found, own[rows])
         indexes[rows, :found.shape[1]], similarities[rows, :found.shape[1]] = found, scores
     return Neighbours(indexes, similarities)
 
 
 def write_neighbours(
     folder: Path, queries: Collection, database: Collection, k: int, exclude_self: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "cpu", search: Search | None = None,
 ) -> Neighbours:
     """`nearest` of all images of `queries`, memory-mapped from a folder; what it lacks is computed.
 
-        manifest.json           of which stores, k
+        manifest.json           of which stores, k; `search` if they were not found exactly
         indexes.npy             (N,k) int32
         similarities.npy        (N,k) float32
         part-000000.npz ...     of BLOCK_ROWS images, until all are there
 
-    exclude_self: no image is its own neighbour; `queries` are the `database` then. A folder made with
-    a larger k serves as well, and all that it has is returned. Several runs may share a folder: each
-    takes what others have found. Raises UserError where it holds neighbours of other stores, or fewer.
+    exclude_self: no image is its own neighbour; `queries` are the `database` then. search: of that
+    database, in place of the exact one. A folder made with a larger k serves as well, and all that it
+    has is returned. Several runs may share a folder: each takes what others have found. Raises
+    UserError where it holds neighbours of other stores, or found otherwise, or fewer.
     """
     folder = Path(folder)
     assert not exclude_self or queries.digests == database.digests
     k = _agreed_k(folder, {
-        "format": "dolg-neighbours", "version": 1, "count": len(queries), "k": k,
+        "format": FORMAT, "version": VERSION, "count": len(queries), "k": k,
         "exclude_self": exclude_self, "part_rows": BLOCK_ROWS, "queries": queries.digests,
-        "database": database.digests})
+        "database": database.digests, **({"search": search.settings} if search else {})})
     files = [folder / f"{name}.npy" for name in Neighbours._fields]
     parts = [folder / f"part-{start // BLOCK_ROWS:06d}.npz"
              for start in range(0, len(queries), BLOCK_ROWS)]
@@ -87,12 +98,36 @@ def write_neighbours(
             start = number * BLOCK_ROWS
             rows = np.arange(start, min(start + BLOCK_ROWS, len(queries)))
             descriptors = gather(queries, rows, queries.dim)
-            found = nearest(descriptors, database, k, rows if exclude_self else None, device)
+            own = rows if exclude_self else None
+            found = (search.nearest(descriptors, k, own) if search
+                     else nearest(descriptors, database, k, own, device))
             with atomic_file(part) as file:
                 np.savez(file, **found._asdict())
     _join(parts, files, (len(queries), k))
     _tidy(folder, parts)
-    return Neighbours(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in files))
+    return _mapped(files)
+
+
+def read_neighbours(folder: str | Path, digests: Sequence[str], k: int) -> Neighbours:
+    """The neighbours of all images of stores among themselves, memory-mapped from a folder that
+    `write_neighbours` has filled; all that it has, but at least k of each image.
+
+    digests: `store_digest` of the stores, in order. Raises UserError where the folder is no such one,
+    is not whole, or holds neighbours of other stores, or fewer.
+    """
+    folder = Path(folder)
+    files = [folder / f"{name}.npy" for name in Neighbours._fields]
+    manifest = _read_manifest(folder / "manifest.json")
+    if manifest is None or not _all_there(files):
+        raise UserError(f"{folder} holds no neighbours that are whole: find them with python "
+                        f"tools/search.py neighbours STORE --top {k} --output {folder}")
+    if not manifest["queries"] == manifest["database"] == list(digests):
+        raise UserError(f"{folder} holds neighbours of other stores, or of these as they were before: "
+                        "find them anew, in another folder")
+    if manifest["k"] < k:
+        raise UserError(f"{folder} holds {manifest['k']} neighbours of each image, and {k} are asked for: "
+                        "find more, in another folder")
+    return _mapped(files)
 
 
 def mutual_graph(neighbours: Neighbours, k: int = 0) -> sparse.csr_matrix:
@@ -130,8 +165,8 @@ def neighbours_of(database: Collection, k: int, folder: Path,
     return write_neighbours(folder, database, database, k, exclude_self=True, device=device)
 
 
-def _without_own(scores: np.ndarray, indexes: np.ndarray,
-                 own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def without_own(scores: np.ndarray, indexes: np.ndarray,
+                own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Results (R,m) as (R,m-1): own[i] is left out of row i, or, where it is not there, the last."""
     others = indexes != own[:, None]
     others[others.all(axis=1), -1] = False
@@ -142,20 +177,33 @@ def _without_own(scores: np.ndarray, indexes: np.ndarray,
 def _agreed_k(folder: Path, manifest: dict) -> int:
     """The k of the folder's manifest, which is made if it is not there."""
     file = folder / "manifest.json"
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    before = _read_manifest(file)
+    if before is None:
         write_atomically(file, json.dumps(manifest, indent=1) + "\n")
         return manifest["k"]
-    except ValueError as error:
-        raise UserError(f"{file} cannot be read ({error}): delete the folder") from None
-    if not isinstance(before, dict) or not isinstance(before.get("k"), int):
-        raise UserError(f"{file} is no manifest of neighbours: give another folder")
-    changed = [key for key in manifest if key != "k" and before.get(key) != manifest[key]]
+    changed = [key for key in {**manifest, **before} if key != "k" and before.get(key) != manifest.get(key)]
     if changed or before["k"] < manifest["k"]:
         raise UserError(f"{folder} holds neighbours that were found otherwise ("
                         f"{', '.join(changed or ['k'])}): give another folder, or delete that one")
     return before["k"]
+
+
+def _read_manifest(file: Path) -> dict | None:
+    """What it says, None where it is not there. Raises UserError for another kind of file."""
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({error}): delete the folder") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("k"), int) or (
+            manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise UserError(f"{file} is no manifest of neighbours: give another folder")
+    return manifest
+
+
+def _mapped(files: list[Path]) -> Neighbours:
+    return Neighbours(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in files))
 
 
 def _all_there(files: list[Path]) -> bool:

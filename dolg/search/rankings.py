@@ -58,7 +58,7 @@ class Ranking:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
         except (ValueError, LookupError, TypeError, AttributeError, EOFError,
                 zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is no ranking that tools/expand.py wrote ({error})") from None
+            raise UserError(f"{path} is no ranking as tools/expand.py writes it ({error})") from None
         if (ranking.indexes.ndim != 2 or ranking.indexes.shape != ranking.scores.shape
                 or ranking.indexes.dtype != np.int64):
             raise UserError(f"{path} is no ranking: its tables are {ranking.indexes.dtype} "
