@@ -71,6 +71,9 @@ _C.MODEL.RRT.LOCALS = 500
 # were trained so)
 _C.MODEL.RRT.SCALES = [0.25, 0.3535, 0.5, 0.7071, 1.0, 1.4142, 2.0]
 _C.MODEL.RRT.SCALE_INDEX = "nearest"
+# rrt: how training starts: xavier (as the original: attention is even, and learns what is alike from a
+# million images), or matching (tokens attend to what is alike, so that few images will do)
+_C.MODEL.RRT.INIT = "xavier"
 # rrt_sop: the backbone and the descriptor stay as they are in training
 _C.MODEL.RRT.FREEZE_BACKBONE = False
 
@@ -338,15 +341,14 @@ _C.INFER.MAX_PIXELS = 100_000_000
 # ---------------------------------------------------------------------------- the rest
 # ---------------------------------------------------------------------------- reranking
 _C.RERANK = CfgNode()
-# Rerankers, applied one after another: rrt, spatial, asmk, superglobal, aqe, alpha, kreciprocal, diffusion
+# Rerankers, applied one after another: rrt, spatial, asmk, superglobal, aqe, alpha, kreciprocal, diffusion;
+# rrt@0.5: with a weight of its own
 _C.RERANK.METHOD = ["spatial"]
 # Images of each query's list that they reorder; several numbers give several results
 _C.RERANK.TOP_K = [100]
-# Share of the reranker's score in the new one, the rest being the similarity that the image was found
-# with; 1: its own alone. And what its scores are divided by before: rrt's logits (then a sigmoid), spatial
-# verification's inliers (then 1 - exp(-x)), the others' similarities
+# Share of the reranker's score in the new one, the rest being the score that the image came with; 1: its
+# own alone
 _C.RERANK.WEIGHT = 1.0
-_C.RERANK.TEMPERATURE = 1.0
 # Take the images that a protocol ignores out of each list before reranking, as DELG and RRT do
 _C.RERANK.REMOVE_JUNK = True
 # Stores of the queries, the database and distractors, and the ground truth; empty: those of INFER.DATASET
@@ -367,6 +369,8 @@ _C.RERANK.RRT = CfgNode()
 _C.RERANK.RRT.WEIGHTS = ""
 # Pairs that are scored at once; 0: what suits the device
 _C.RERANK.RRT.BATCH = 0
+# What logits are divided by before their sigmoid is mixed with another score
+_C.RERANK.RRT.TEMPERATURE = 1.0
 _C.RERANK.SPATIAL = CfgNode()
 # Which local features are matched: distance (each one's nearest, if nearer than MAX_DISTANCE), ratio
 # (nearer than RATIO times the second nearest) or mutual (each the other's nearest, and nearer than
@@ -384,6 +388,8 @@ _C.RERANK.SPATIAL.ESTIMATOR = "magsac"
 _C.RERANK.SPATIAL.THRESHOLD = 20.0
 _C.RERANK.SPATIAL.ITERATIONS = 1000
 _C.RERANK.SPATIAL.CONFIDENCE = 0.9999
+# n inliers count as 1 - exp(-n / TEMPERATURE) where they are mixed with another score
+_C.RERANK.SPATIAL.TEMPERATURE = 20.0
 _C.RERANK.ASMK = CfgNode()
 # Visual words, learned from the local features of so many database images, and kept in FOLDER (empty:
 # RERANK.OUT_DIR/asmk)

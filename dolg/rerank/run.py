@@ -2,6 +2,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from dolg.core.distributed import device, is_main
@@ -10,7 +11,7 @@ from dolg.errors import UserError
 from dolg.features.run import features_folder
 from dolg.features.store import FeatureStore
 from dolg.files import write_atomically
-from dolg.rerank.builders import build_reranker, check_methods
+from dolg.rerank.builders import RERANKERS, build_reranker, build_stage, parse_method
 from dolg.rerank.evaluation import Benchmark, evaluate_lists, open_benchmark
 from dolg.rerank.images import StoredImages
 from dolg.rerank.interface import PairReranker, Reranker, Stage, rerank_list
@@ -28,8 +29,10 @@ class Reranking:
     """The stores, the lists and the rerankers of a run, each opened or made once."""
 
     def __init__(self, cfg, chains: Sequence[Sequence[str]]):
-        for chain in chains:
-            check_methods(chain)
+        if not all(chains):
+            raise UserError(f"RERANK.METHOD is empty: give one or more of {', '.join(sorted(RERANKERS))}")
+        for method in chain.from_iterable(chains):
+            parse_method(cfg, method)       # before the stores are searched
         self.cfg, self.chains, self.place = cfg, chains, device(cfg.DEVICE)
         self.folder = Path(cfg.RERANK.OUT_DIR or Path(cfg.OUT_DIR) / "rerank")
         query, database, distractors, truth = _places_of(cfg)
@@ -40,10 +43,10 @@ class Reranking:
         self.benchmark = self._open_benchmark(truth)
         self.lists = self._open_lists()
 
-    def stages(self, chain: Sequence[str], k: int) -> list[Stage]:
+    def stages(self, methods: Sequence[str], k: int) -> list[Stage]:
         """A chain of methods that rerank the first k."""
-        keys = self.cfg.RERANK
-        return [Stage(self._reranker(name), k, keys.WEIGHT, keys.TEMPERATURE) for name in chain]
+        parsed = [parse_method(self.cfg, method) for method in methods]
+        return [build_stage(self.cfg, self._reranker(name), k, weight) for name, weight in parsed]
 
     def reranked(self, stages: Sequence[Stage]) -> Ranking:
         """The lists as a chain leaves them, junk and all: of what a search without labels would show."""
@@ -93,9 +96,9 @@ def rerank(cfg, chains: Sequence[Sequence[str]] = (), write_lists: bool = False)
     results = {}
     if run.benchmark:
         results["global" if not cfg.RERANK.RANKING else "lists"] = evaluate_lists(run.benchmark, run.lists, [])
-    for chain in run.chains:
+    for methods in run.chains:
         for k in cfg.RERANK.TOP_K:
-            name, stages = f"{'+'.join(chain)}_top{k}", run.stages(chain, k)
+            name, stages = f"{'+'.join(methods)}_top{k}", run.stages(methods, k)
             if run.benchmark:
                 results[name] = evaluate_lists(run.benchmark, run.lists, stages, cfg.RERANK.REMOVE_JUNK)
             if (write_lists or not run.benchmark) and is_main():
