@@ -1,6 +1,6 @@
 """Spatial verification: ours against the original's way.
 
-    OMP_NUM_THREADS=2 python benchmarks/spatial.py [--pairs N] [--rounds N] [--threads N] [--device cpu|cuda]
+    python benchmarks/spatial.py [--pairs N] [--rounds N] [--threads N] [--device cpu|cuda]
 
 One query and N candidates of 1000 local features each. Descriptors are of visual words, and vary within
 them; candidates show from none to half of what the query shows, by a homography, with noise in descriptors

@@ -375,7 +375,7 @@ _C.RERANK.SPATIAL = CfgNode()
 # Which local features are matched: distance (each one's nearest, if nearer than MAX_DISTANCE), ratio
 # (nearer than RATIO times the second nearest) or mutual (each the other's nearest, and nearer than
 # MAX_DISTANCE)
-_C.RERANK.SPATIAL.MATCHING = "distance"
+_C.RERANK.SPATIAL.MATCHING = "mutual"
 _C.RERANK.SPATIAL.MAX_DISTANCE = 0.99
 _C.RERANK.SPATIAL.RATIO = 0.95
 # Most local features of an image, those of the highest attention

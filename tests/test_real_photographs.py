@@ -15,7 +15,7 @@ def extracted(shared, run_tool, tmp_path_factory):
     command = ["tools/infer.py", "--cfg", "configs/eval/efficientnet_lite0_gem.yaml",
                "TEST.WEIGHTS", data / "weights" / "tf_efficientnet_lite0.safetensors",
                "INFER.DATASET", "minilandmarks", "INFER.DATA_DIR", data, "INFER.OUT_DIR"]
-    distractors = ["INFER.IMAGES", data / "minilandmarks" / "distractors"]
+    distractors = ["INFER.IMAGES", data / "minilandmarks" / "distractors", "INFER.LOCAL", "True"]
     for options in ([out, *distractors], [out / "full", "INFER.CROP_QUERIES", "False"]):
         done = run_tool(*command, *options)
         assert done.returncode == 0, done.stderr
@@ -55,3 +55,18 @@ def test_scores(extracted, shared, run_tool, tmp_path, queries, case):
     assert set(got) == set(expected) == {"easy", "medium", "hard"}
     for protocol, figures in expected.items():
         assert got[protocol]["mAP"] == pytest.approx(figures["mAP"], abs=1e-3)
+
+
+def test_spatial_verification_finds_more(extracted, shared, run_tool, tmp_path):
+    """Among distractors, matches that agree on a homography put the right photographs first."""
+    done = run_tool(
+        "tools/rerank.py", "--cfg", "configs/eval/efficientnet_lite0_gem.yaml", "INFER.DATA_DIR",
+        shared / "data", "INFER.DATASET", "minilandmarks", "INFER.OUT_DIR", extracted, "RERANK.OUT_DIR",
+        tmp_path, "RERANK.DISTRACTORS", f"[{extracted / 'distractors'}]", "RERANK.METHOD", "spatial@0.5")
+    assert done.returncode == 0, done.stderr
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text())["protocols"]
+             for name in ("global", "spatial@0.5_top100")}
+    expected = json.loads((shared / "data" / "minilandmarks" / "expected.json").read_text())
+    for protocol, figures in expected["results"]["with_distractors"]["crop"].items():
+        assert found["global"][protocol]["mAP"] == pytest.approx(figures["mAP"], abs=1e-3)
+        assert found["spatial@0.5_top100"][protocol]["mAP"] > figures["mAP"] + 0.03

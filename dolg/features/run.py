@@ -203,9 +203,9 @@ def _weights_file(cfg) -> Path:
 def _local_settings(cfg, model: nn.Module) -> LocalSettings | None:
     if not cfg.INFER.LOCAL:
         return None
-    if not hasattr(model, "forward_local"):
-        raise UserError(f"INFER.LOCAL is True, but MODEL.ARCH {cfg.MODEL.ARCH} has no attention to "
-                        "select local features by: take delg or dolg")
+    if not (hasattr(model, "forward_local") and model.local_dim):
+        raise UserError(f"INFER.LOCAL is True, but MODEL.ARCH {cfg.MODEL.ARCH} on this backbone has no "
+                        "attention to select local features by: take delg, dolg or gem")
     return LocalSettings(tuple(cfg.INFER.LOCAL_SCALES), cfg.INFER.LOCAL_TOPK,
                          cfg.INFER.LOCAL_THRESHOLD, cfg.INFER.LOCAL_OVERLAP,
                          model.backbone.strides["stage3"])

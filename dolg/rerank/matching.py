@@ -43,7 +43,7 @@ class Matcher:
     of DELG (Cao et al., ECCV 2020) does with a k-d tree and 0.99. `ratio`: if nearer than `ratio` times
     the second nearest (Lowe, IJCV 2004); a lone feature of a candidate has no second, which counts as
     infinitely far. `mutual`: each the other's nearest, and nearer than `max_distance`. Among equally
-    near ones the first is the nearest. Features that are not finite match none.
+    near ones the first is the nearest. Features that are zero or not finite match none.
 
     Raises UserError for settings that cannot be.
     """
@@ -77,13 +77,14 @@ class Matcher:
                 yield Matches(np.stack([known[pairs[0]], rows[pairs[1]]], axis=1), distances)
 
     def _integers(self, descriptors: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Descriptors (n,C), float64, of length 2^24 and integers, of the finite ones, and their rows."""
+        """Descriptors (n,C), float64, of length 2^24 and integers, of those with a direction, and their
+        rows."""
         table = torch.from_numpy(np.array(descriptors, np.float64, order="C")).to(self.device)
         lengths = table.norm(dim=1, keepdim=True)
-        rows = lengths[:, 0].isfinite().nonzero()[:, 0]
+        rows = (lengths.isfinite() & (lengths > _LEAST)).nonzero()[:, 0]
         if len(rows) < len(table):
             table, lengths = table[rows], lengths[rows]
-        return table.mul_(_UNIT / lengths.clamp(min=_LEAST)).round_(), rows.cpu().numpy()
+        return table.mul_(_UNIT / lengths).round_(), rows.cpu().numpy()
 
     def _matches(self, own: torch.Tensor, table: torch.Tensor,
                  products: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -91,8 +92,8 @@ class Matcher:
         products (m,n)."""
         if not len(table):
             return np.empty((2, 0), np.int64), np.empty(0)
-        # Twice what rounding can do to a product, in whatever order it is summed up
-        slack = 2 * (own.shape[1] + 1) * _UNIT
+        # What rounding can do to two products, in whatever order they are summed up, and to two lengths
+        slack = 3 * (own.shape[1] + 1) * _UNIT
         close = products >= _largest(products, 1, second=self.method == "ratio") - slack
         if self.method == "mutual":
             close |= products >= _largest(products, 0) - slack

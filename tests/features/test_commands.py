@@ -215,8 +215,8 @@ def test_stores_are_verified_turned_and_cut(store, run_tool, tmp_path):
 
 
 def test_local_features_need_attention(keys, run_tool, tmp_path):
-    done = run_tool("tools/infer.py", "--cfg", CFG, *keys, "MODEL.ARCH", "gem", "INFER.OUT_DIR",
+    done = run_tool("tools/infer.py", "--cfg", CFG, *keys, "MODEL.ARCH", "cgd", "INFER.OUT_DIR",
                     tmp_path)
     assert done.returncode == 1
-    assert done.stderr == ("error: INFER.LOCAL is True, but MODEL.ARCH gem has no attention to select "
-                           "local features by: take delg or dolg\n")
+    assert done.stderr == ("error: INFER.LOCAL is True, but MODEL.ARCH cgd on this backbone has no attention "
+                           "to select local features by: take delg, dolg or gem\n")

@@ -199,13 +199,15 @@ def test_nothing_else_changes_a_distance(monkeypatch):
             np.testing.assert_array_equal(one.distances, other.distances)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 0.0])
 @pytest.mark.parametrize("method", METHODS)
-def test_features_that_are_not_finite_match_none(bad, method):
+def test_features_without_direction_match_none(bad, method):
     query, candidate = images(np.random.default_rng(6), 20, 30)
     expected = slow_match(query[1:], candidate[1:], method)
     assert len(expected) > 5
     query[0, 3], candidate[0, 2] = bad, bad
+    if bad == 0:
+        query[0], candidate[0] = 0, 0
     found = next(Matcher(method).match(query, [candidate]))
     check(found, [(i + 1, j + 1, d) for i, j, d in expected])
     only = next(Matcher(method).match(query[:1], [candidate[:1]]))

@@ -3,6 +3,7 @@ import itertools
 import json
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -89,7 +90,10 @@ def test_inliers_are_within_the_threshold(estimator):
         matrix, inliers = Geometry("homography", estimator, threshold).estimate(query, candidate)
         off = np.linalg.norm(moved(query, matrix) - candidate, axis=1)
         assert inliers.sum() > 20
-        np.testing.assert_array_equal(inliers, off < threshold)
+        if estimator == "ransac":       # some versions of OpenCV refine the matrix afterwards
+            assert inliers[off < 0.5 * threshold].all() and not inliers[off > 2 * threshold].any()
+        else:
+            np.testing.assert_array_equal(inliers, off < threshold)
 
 
 def test_more_samples_find_what_few_do_not():
@@ -373,12 +377,17 @@ def test_neither_threads_nor_company_change_a_count():
 
 
 def test_threads_are_those_of_torch(pictures):
+    """And what torch has is as before, also for threads that are begun later."""
     assert SpatialReranker(*pictures, threads=3).threads == 3
     before = torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            assert SpatialReranker(*pictures).threads == count
+            reranker = SpatialReranker(*pictures)
+            assert reranker.threads == count
+            reranker.score_pairs(0, np.arange(11))
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)
 
