@@ -3,6 +3,14 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
+# Optional packages whose tests are skipped where they cannot be had: asmk asks for a C compiler, and
+# for faiss-cpu, which would overwrite faiss-gpu; pydegensac has wheels for some versions of Python
+for PACKAGE in "asmk --no-deps" "pydegensac --only-binary=:all:"; do
+    # shellcheck disable=SC2086
+    python -c "import ${PACKAGE%% *}" 2>/dev/null || python -m pip install --quiet $PACKAGE ||
+        say "going on without ${PACKAGE%% *}: its tests are skipped"
+done
+
 # Two test files at a time with a thread each: processes that all start threads for all cores wait
 # for one another
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

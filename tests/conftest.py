@@ -14,7 +14,8 @@ SHARED = Path(os.environ.get("DOLG_SHARED", ROOT.parent / "shared"))
 
 
 # Files that take minutes: first, so that none is begun when all others are done
-SLOW = ("test_real_photographs.py", "test_interruptions.py", "test_shards.py", "test_training.py")
+SLOW = ("test_real_photographs.py", "test_interruptions.py", "test_shards.py", "test_training.py",
+        "test_rrt_training.py", "test_command.py")
 
 
 def pytest_collection_modifyitems(items):
