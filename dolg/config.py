@@ -128,7 +128,8 @@ _C.LOSS = CfgNode()
 # One loss, or several joined by +: curricularface (which DOLG's and DELG's code call ArcFace),
 # arcface, cosface, subcenter_arcface, adaptive_arcface, softmax, triplet, contrastive,
 # multi_similarity, pml.NAME (any loss of pytorch-metric-learning), on the descriptor;
-# local_softmax (DELG's attention), aux_softmax (CGD's auxiliary classifier). Empty: what MODEL.ARCH
+# local_softmax (DELG's attention), aux_softmax (CGD's auxiliary classifier); pair_bce, on the pairs of rrt
+# and rrt_sop. Empty: what MODEL.ARCH
 # was published with (dolg, gem: curricularface; delg: curricularface + local_softmax; cgd:
 # triplet + aux_softmax)
 _C.LOSS.NAME = ""
@@ -254,11 +255,11 @@ _C.TRAIN.WEIGHTS_PARTIAL = False
 
 _C.TRAIN.PAIRS = CfgNode()
 # Reranking transformers. rrt: the store of the training images' features (of TRAIN.DATASET's TRAIN.SPLIT,
-# with INFER.LOCAL True)
+# with INFER.LOCAL True); rrt_sop: the store that the neighbours were found in, of which it uses the names
 _C.TRAIN.PAIRS.FEATURES = ""
 # The images' neighbours, a folder that tools/search.py neighbours wrote
 _C.TRAIN.PAIRS.NEIGHBOURS = ""
-# Neighbours that are looked at, and how many of them must be of an image's class for it to be an anchor
+# Neighbours that are looked at, and how many images an anchor's positive is drawn from, at least
 _C.TRAIN.PAIRS.DEPTH = 100
 _C.TRAIN.PAIRS.MIN_POSITIVES = 5
 # Where an anchor's positive is drawn: among its neighbours (landmarks) or in its class (products). Its

@@ -15,6 +15,7 @@ from dolg.errors import UserError
 from dolg.features.status import describe_store
 from dolg.files import write_atomically
 from dolg.losses import build_loss
+from dolg.losses.builders import MATCHERS
 from dolg.models import build_model
 from dolg.models.complexity import complexity
 
@@ -42,12 +43,14 @@ def show_model() -> None:
         raise UserError(f"--size is {size[0]} {size[1]}: give pixels, at least 1")
     with torch.device("meta"):
         model = build_model(cfg)
-        loss = build_loss(cfg, model.dims, torch.ones(cfg.MODEL.NUM_CLASSES, device="cpu"))
-    parts = complexity(model, *size, depth=args.depth)
+        loss = build_loss(cfg) if cfg.MODEL.ARCH in MATCHERS else build_loss(
+            cfg, model.dims, torch.ones(cfg.MODEL.NUM_CLASSES, device="cpu"))
+    pair_of = cfg.MODEL.RRT.LOCALS if cfg.MODEL.ARCH == "rrt" else 0
+    parts = complexity(model, *size, depth=args.depth, pair_of=pair_of)
     classes = sum(p.numel() for p in loss.parameters())
-    print(f"{cfg.MODEL.ARCH} on {cfg.TIMM.NAME or f'ResNet-{cfg.MODEL.DEPTH}'}, an image of "
-          f"{size[0]} x {size[1]} pixels; descriptor of {model.dim} dimensions, "
-          f"{model.input_spec.colour}")
+    print(f"rrt, a pair of images of {pair_of} local features" if pair_of else
+          f"{cfg.MODEL.ARCH} on {cfg.TIMM.NAME or f'ResNet-{cfg.MODEL.DEPTH}'}, an image of "
+          f"{size[0]} x {size[1]} pixels; descriptor of {model.dim} dimensions, {model.input_spec.colour}")
     width = max(len(part.name) for part in parts) + 2
     print(f"{'':{width}}{'parameters':>14}{'multiply-adds':>18}{'activations':>15}")
     for part in (*parts[1:], parts[0]):

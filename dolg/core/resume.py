@@ -14,7 +14,7 @@ from dolg.losses.shards import ClassShard, sharded_parameters
 # between two sittings of one run, and OPTIM.MAX_EPOCH may grow.
 _SECTIONS = ("MODEL", "INPUT", "TIMM", "RESNET", "BN", "LOSS", "OPTIM")
 _KEYS = ("TRAIN.DATASET", "TRAIN.SPLIT", "TRAIN.BATCH_SIZE", "TRAIN.IM_SIZE", "TRAIN.CROP_AREA",
-         "TRAIN.RESIZE", "TRAIN.LIGHTING", "TRAIN.IMAGES_PER_CLASS", "TRAIN.EMA",
+         "TRAIN.RESIZE", "TRAIN.LIGHTING", "TRAIN.IMAGES_PER_CLASS", "TRAIN.EMA", "TRAIN.PAIRS",
          "DATA_LOADER.REDUCED_DECODE", "PRECISION", "RNG_SEED")
 # Keys of those sections that may change all the same
 _FREE_TO_CHANGE = ("OPTIM.MAX_EPOCH", "LOSS.SHARD_CLASSES")

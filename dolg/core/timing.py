@@ -36,13 +36,15 @@ def time_parts(trainer: Trainer, steps: int) -> dict[str, float]:
 
 
 def _forward(trainer: Trainer, batch) -> None:
+    inputs, labels = next(iter(trainer.task.parts(batch, 1)))
     with torch.no_grad(), trainer.autocast():
-        trainer.module.model(batch.images)
+        trainer.module(inputs, labels)
 
 
 def _backward(trainer: Trainer, batch) -> None:
+    inputs, labels = next(iter(trainer.task.parts(batch, 1)))
     with trainer.autocast():
-        total = trainer.parallel(batch.images, batch.labels)["total"]
+        total = trainer.parallel(inputs, labels)["total"]
     total.backward()
 
 

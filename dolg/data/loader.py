@@ -74,12 +74,15 @@ class StepLoader:
             check_decoder(self.device)
         # Copies have a stream of their own, so that they run beside the step before
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        # A generator of its own: the loader draws a seed whenever an epoch is begun or gone on with, which
+        # would change what the network's dropout draws after it
         # Forked workers share the image list; Python 3.14 would start them otherwise and send each
         # a copy
         self._loader = DataLoader(
             dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory,
             collate_fn=self._collate, persistent_workers=workers > 0,
-            worker_init_fn=leave_signals, multiprocessing_context="fork" if workers else None)
+            worker_init_fn=leave_signals, multiprocessing_context="fork" if workers else None,
+            generator=torch.Generator())
 
     def __len__(self) -> int:
         return len(self.sampler)

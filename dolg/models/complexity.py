@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Complexity:
-    """Counts for one image: of the whole model, or of the part `name` of it.
+    """Counts for one image, or one pair: of the whole model, or of the part `name` of it.
 
     `multiply_adds` of convolutions and matrix products (what pycls calls flops); `activations`,
     output values of convolutions and linear layers (Radosavovic et al., CVPR 2020).
@@ -22,8 +22,10 @@ class Complexity:
 
 
 @torch.no_grad()
-def complexity(model: nn.Module, height: int, width: int, depth: int = 2) -> list[Complexity]:
-    """Counts of `model` for an image of that size: the whole first, then parts to `depth` dots.
+def complexity(model: nn.Module, height: int, width: int, depth: int = 2,
+               pair_of: int = 0) -> list[Complexity]:
+    """Counts of `model` for an image of that size, or, of a transformer of stored features, for a pair of
+    images of `pair_of` local features: the whole first, then parts to `depth` dots.
 
     The model must lie on the "meta" device: nothing is computed, no memory taken. Works in
     eval mode, and leaves the model in it.
@@ -35,7 +37,10 @@ def complexity(model: nn.Module, height: int, width: int, depth: int = 2) -> lis
                if isinstance(module, (nn.Conv2d, nn.Linear))]
     try:
         with FlopCounterMode(display=False, depth=None) as counter:
-            model(torch.zeros(1, 3, height, width, device="meta"))
+            if pair_of:
+                model(*[_side(model, pair_of)] * 2)
+            else:
+                model(torch.zeros(1, 3, height, width, device="meta"))
     finally:
         for handle in handles:
             handle.remove()
@@ -45,6 +50,14 @@ def complexity(model: nn.Module, height: int, width: int, depth: int = 2) -> lis
                        sum(n for key, n in outputs.items()
                            if not name or key == name or key.startswith(name + ".")))
             for name, part in _parts(model, depth)]
+
+
+def _side(model: nn.Module, count: int) -> dict[str, torch.Tensor]:
+    """What a reranking transformer sees of an image of so many local features."""
+    side = {"global": torch.zeros(1, model.global_dim), "local": torch.zeros(1, count, model.dim),
+            "mask": torch.zeros(1, count, dtype=torch.bool),
+            "scales": torch.zeros(1, count, dtype=torch.int64)}
+    return {name: value.to("meta") for name, value in side.items()}
 
 
 def _flops(part: nn.Module, name: str, counted: dict[str, int]) -> int:

@@ -11,6 +11,7 @@ from dolg.losses import build_loss
 from dolg.models import build_model
 from dolg.models.backbones.resnet import ResNet
 from dolg.models.complexity import complexity
+from dolg.models.rrt import RerankingTransformer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,3 +66,15 @@ def test_the_command(run_tool, tmp_path):
     total = info["parts"][0]["parameters"] + info["loss_parameters"]
     assert done.stdout.splitlines()[-1].split()[2] == f"{total:,}"
     assert "an image of 224 x 448 pixels; descriptor of 1536 dimensions, rgb" in done.stdout
+
+
+def test_a_transformer_of_stored_features_is_counted_by_the_pair():
+    dim, hidden, layers, features = 16, 24, 2, 5
+    with torch.device("meta"):
+        model = RerankingTransformer(10, [1.0, 2.0], layers=layers, heads=2, dim=dim, feedforward=hidden)
+    whole = complexity(model, 0, 0, pair_of=features)[0]
+    layer = 4 * dim * (dim + 1) + dim * hidden + hidden + hidden * dim + dim + 4 * dim
+    assert whole.parameters == layers * layer + dim * (10 + 1) + (2 + 6) * dim + dim + 1
+    # Values that linear layers give: the descriptors' of both images, and the score
+    tokens = 2 * (features + 2)
+    assert whole.activations == 2 * dim + 1 + (tokens + 1) * (dim + hidden + dim)
