@@ -123,7 +123,8 @@ def _write_lists(run: Reranking, name: str, ranking: Ranking) -> None:
 
 def _places_of(cfg) -> tuple[Path, Path, list[Path], Path | None]:
     """Stores of the queries, the database and distractors, and the ground truth, None: there is none."""
-    keys, name = cfg.RERANK, cfg.INFER.DATASET
+    keys = cfg.RERANK
+    name = cfg.INFER.DATASET
     if bool(keys.QUERY) != bool(keys.DATABASE):
         raise UserError("RERANK.QUERY and RERANK.DATABASE go together: give both stores, or neither and "
                         "INFER.DATASET")
