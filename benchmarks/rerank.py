@@ -1,6 +1,6 @@
 """Reranking: ours against the original codes' ways.
 
-    python benchmarks/rerank.py [--only rrt] [--device cpu|cuda] [--rounds N] [--threads N]
+    python benchmarks/rerank.py [--only rrt|spatial|memory] [--device cpu|cuda] [--rounds N] [--threads N]
 
 rrt: the logits of one query and 36 candidates by a reranking transformer of the published size, on 500
 local features each, and on 300 to 500 with the rest padded. The original's way is that of
@@ -8,6 +8,8 @@ github.com/uvavision/RerankingTransformer (RRT_GLD/models), told again with the 
 in one padded batch, tokens first, torch.nn.MultiheadAttention, whose attention weights it gives and
 nobody reads. Also one pair at a time, which some processors prefer. Every way runs in a process of its
 own, in turn; both must give the same logits.
+
+spatial: see benchmarks/spatial.py. memory: see benchmarks/rerank_memory.py.
 """
 import argparse
 import multiprocessing
@@ -16,6 +18,8 @@ import time
 from pathlib import Path
 
 import torch
+from rerank_memory import measure_memory
+from spatial import measure_spatial
 from torch import nn
 from torch.nn import functional as F
 
@@ -211,7 +215,7 @@ def bare_product(device: str, threads: int) -> float:
 # ---------------------------------------------------------------------------- all
 
 # Another part is another line, and a function that takes the arguments and prints
-PARTS = {"rrt": measure_rrt}
+PARTS = {"rrt": measure_rrt, "spatial": measure_spatial, "memory": measure_memory}
 
 
 def main() -> None:
@@ -220,6 +224,7 @@ def main() -> None:
     add("--only", nargs="+", choices=PARTS, default=list(PARTS))
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--rounds", type=int, default=3)
+    add("--pairs", type=int, default=24, help="of spatial (default: 24)")
     add("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     place = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} threads"
