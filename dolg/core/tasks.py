@@ -93,7 +93,7 @@ class FeaturePairTask(Task):
     def __init__(self, cfg, device: torch.device):
         super().__init__(cfg)
         _check_triplets(cfg)
-        self.validation = Validation(cfg, pair_judges(cfg))
+        self.validation = Validation(cfg, pair_judges(cfg, device))
         if cfg.OPTIM.LAYER_DECAY != 1:
             raise UserError(f"OPTIM.LAYER_DECAY is {cfg.OPTIM.LAYER_DECAY}, for the layers of a backbone, "
                             f"and MODEL.ARCH {cfg.MODEL.ARCH} has none: set it to 1")
@@ -131,7 +131,7 @@ class ImagePairTask(_ImagesTask):
     def __init__(self, cfg, device: torch.device):
         super().__init__(cfg)
         _check_triplets(cfg)
-        self.validation = Validation(cfg, pair_judges(cfg))
+        self.validation = Validation(cfg, pair_judges(cfg, device))
         if cfg.MODEL.RRT.FREEZE_BACKBONE and not cfg.BN.FREEZE:
             raise UserError("MODEL.RRT.FREEZE_BACKBONE True leaves the backbone as it is, and BN.FREEZE "
                             "False would change its running statistics: set it to True as well")

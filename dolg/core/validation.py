@@ -17,6 +17,11 @@ from dolg.data.sampler import StepSampler
 from dolg.errors import UserError
 from dolg.features.extract import Extractor
 from dolg.features.sources import revisited_set, revisited_truth
+from dolg.rerank.evaluation import evaluate_lists
+from dolg.rerank.interface import Stage
+from dolg.rerank.rrt import RRTReranker
+from dolg.rerank.run import Reranking, with_dataset
+from revisitop import GroundTruthError, StoreError
 
 
 # Gives figures (percent, by name) of a TrainingModule; each process must call it
@@ -68,13 +73,16 @@ def image_judges(cfg, input_spec, device: torch.device) -> list[Judge]:
     return judges + ([Revisited(cfg)] if cfg.TEST.RETRIEVAL else [])
 
 
-def pair_judges(cfg) -> list[Judge]:
-    """Of a reranking transformer: none. Raises UserError where TEST.* asks for some."""
-    for key in ("DATASET", "RETRIEVAL"):
+def pair_judges(cfg, device: torch.device) -> list[Judge]:
+    """mAP on TEST.RETRIEVAL as a reranking transformer of stored features leaves it, if that is set.
+
+    Raises UserError where TEST.* asks for something else, or the set's stores are not there.
+    """
+    for key in ("DATASET",) if cfg.MODEL.ARCH == "rrt" else ("DATASET", "RETRIEVAL"):
         if cfg.TEST[key]:
             raise UserError(f"TEST.{key} judges descriptors, and MODEL.ARCH {cfg.MODEL.ARCH} learns to "
-                            "rerank: leave it empty, and judge the weights with tools/rerank.py")
-    return []
+                            "rerank: leave it empty, and judge the weights afterwards")
+    return [Reranked(cfg, device)] if cfg.TEST.RETRIEVAL else []
 
 
 class HeldOut:
@@ -117,6 +125,27 @@ class Revisited:
                               strict=True, side=cfg.INFER.SIZE, worker_init=leave_signals,
                               pooling=cfg.INFER.SCALE_POOLING)
         return revisited_map(extractor, self.sources, self.truth)
+
+
+class Reranked:
+    """mAP on the set TEST.RETRIEVAL, whose stores are in INFER.OUT_DIR, the first max(RERANK.TOP_K) images
+    of each list reranked by the transformer."""
+
+    def __init__(self, cfg, device: torch.device):
+        self.cfg, self.device = cfg, device
+        try:
+            self.set = Reranking(with_dataset(cfg, cfg.TEST.RETRIEVAL), [["rrt"]])
+        except (StoreError, GroundTruthError) as error:
+            raise UserError(f"TEST.RETRIEVAL {cfg.TEST.RETRIEVAL}: {error}") from None
+
+    def __call__(self, module: nn.Module) -> dict[str, float]:
+        cfg = self.cfg
+        reranker = RRTReranker(module.model, *self.set.images, cfg.MODEL.RRT.LOCALS, cfg.RERANK.RRT.BATCH,
+                               self.device, PRECISIONS[cfg.PRECISION])
+        result = evaluate_lists(self.set.benchmark, self.set.lists,
+                                [Stage(reranker, max(cfg.RERANK.TOP_K))], cfg.RERANK.REMOVE_JUNK)
+        return {f"mAP {protocol.capitalize()}": 100 * figures["mAP"]
+                for protocol, figures in result["protocols"].items() if figures["mAP"] is not None}
 
 
 def workers_of(cfg) -> int:

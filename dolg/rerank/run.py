@@ -114,6 +114,14 @@ def rerank(cfg, chains: Sequence[Sequence[str]] = (), write_lists: bool = False)
     return results
 
 
+def with_dataset(cfg, name: str):
+    """The configuration with INFER.DATASET `name`."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INFER.DATASET = name
+    return cfg
+
+
 def _write_lists(run: Reranking, name: str, ranking: Ranking) -> None:
     file = run.folder / f"{name}.csv"
     text = named(ranking, run.query, run.database).csv()

@@ -1,6 +1,8 @@
 """Training of reranking transformers: it learns, goes on exactly, and is the same on several processes."""
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from dolg.core.saving import newest_checkpoint
 from dolg.core.trainer import Trainer, train
 from dolg.errors import UserError
 from dolg.features.store import FeatureStore, LocalTable, StoreWriter
+from dolg.rerank.run import rerank
 from dolg.search.collection import Collection
 from dolg.search.neighbours import neighbours_of
 
@@ -99,6 +102,32 @@ def _assert_same_run(out_dir: Path, undisturbed: Path) -> None:
         curves = [{line["epoch"]: line[name] for line in _log(folder, "train_epoch")}
                   for folder in (out_dir, undisturbed)]
         assert curves[0] == pytest.approx(curves[1], rel=1e-6) and set(curves[0]) == {1, 2, 3}
+
+
+def test_it_is_judged_by_what_it_reranks(landmarks, tmp_path):
+    """Each epoch's mAP is what tools/rerank.py finds with its weights."""
+    store = FeatureStore(landmarks / "store")
+    labels = np.array([int(line.split()[-1]) for line in (landmarks / "list.txt").read_text().splitlines()])
+    for part in ("query", "database"):
+        shutil.copytree(store.path, tmp_path / "features" / "toy" / part)
+    (tmp_path / "data" / "toy").mkdir(parents=True)
+    entries = [{"bbx": [0, 0, 9, 9], "junk": [row], "hard": [],
+                "easy": np.setdiff1d(np.flatnonzero(labels == labels[row]), row).tolist()}
+               for row in range(store.count)]
+    (tmp_path / "data" / "toy" / "gnd_toy.pkl").write_bytes(pickle.dumps(
+        {"imlist": list(store.names), "qimlist": list(store.names), "gnd": entries}))
+    keys = ["INFER.OUT_DIR", tmp_path / "features", "INFER.DATA_DIR", tmp_path / "data", "RERANK.TOP_K", [30]]
+    _train(landmarks, tmp_path / "run", "TEST.RETRIEVAL", "toy", *keys)
+    logged = _log(tmp_path / "run", "test_epoch")
+    assert len(logged) == 3 and "mAP Hard" not in logged[0], "no query has a hard image"
+    for number, figures in enumerate(logged, 1):
+        weights = tmp_path / "run" / "checkpoints" / f"model_epoch_{number:04d}.pyth"
+        cfg = load_cfg(None, _options(landmarks, tmp_path / "run", *keys, "INFER.DATASET", "toy",
+                                      "RERANK.METHOD", "rrt", "RERANK.RRT.WEIGHTS", weights))
+        found = rerank(cfg)["rrt_top30"]["protocols"]
+        assert figures["mAP Medium"] == pytest.approx(100 * found["medium"]["mAP"], abs=1e-5)
+    best = json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text())
+    assert best["value"] == pytest.approx(max(figures["mAP Medium"] for figures in logged), abs=1e-5)
 
 
 def test_it_learns_which_images_share_features(landmarks, tmp_path):
@@ -336,7 +365,7 @@ def test_a_batch_that_fails_is_named(landmarks, tmp_path, monkeypatch):
     (["MODEL.RRT.SCALES", "[0.5, 1.0]"], "a local feature has the scale 0.7071"),
     (["LOSS.NAME", "arcface"], "MODEL.ARCH rrt does not give: it gives match"),
     (["TEST.DATASET", "toy"], "TEST.DATASET judges descriptors, and MODEL.ARCH rrt learns to rerank"),
-    (["TEST.RETRIEVAL", "toy"], "TEST.RETRIEVAL judges descriptors"),
+    (["TEST.RETRIEVAL", "toy"], "TEST.RETRIEVAL toy: .*query is not a feature store"),
     (["OPTIM.LAYER_DECAY", 0.5], "MODEL.ARCH rrt has none: set it to 1"),
     (["MODEL.ARCH", "rrt_sop", "MODEL.RRT.FREEZE_BACKBONE", "True"], "BN.FREEZE False would change")])
 def test_mistakes_are_explained(landmarks, tmp_path, options, message):
