@@ -28,7 +28,7 @@ def _line(done) -> str:
     (["MODEL.NUM_CLASSES", "3"], "train_list.txt, line 19: label 3 is outside 0 .. 2"),
     (["TRAIN.BATCH_SIZE", "100"], "TRAIN.SPLIT has 24 images, fewer than TRAIN.BATCH_SIZE 100"),
     (["TRAIN.WEIGHTS", "absent.pyth"], "no weights file absent.pyth"),
-    (["MODEL.ARCH", "golg"], "choose one of cgd, delg, dolg, gem (did you mean 'dolg'?)"),
+    (["MODEL.ARCH", "golg"], "choose one of cgd, delg, dolg, gem, rrt, rrt_sop, superglobal (did you mean 'dolg'?)"),
 ])
 def test_training(run_tool, tiny, tmp_path, options, message):
     done = run_tool("tools/train.py", *tiny, "OUT_DIR", tmp_path / "out", *options)
