@@ -100,15 +100,19 @@ def rerank_list(stages: Sequence[Stage], query: int, candidates: np.ndarray,
         order = np.argsort(first)       # as the list has them, best first
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
-        new = _staged(stage, query, distinct[order], scores[first[order]])[rank][copies]
-        # NaN sorts last; copies of an image, and images of equal scores, keep their order
-        moved = np.lexsort((np.arange(k), first[copies], -new))
+        raw, new = (found[rank][copies] for found in
+                    _staged(stage, query, distinct[order], scores[first[order]]))
+        # Scores that `unit` cannot tell apart any more are told apart by the reranker's own. NaN sorts last;
+        # copies of an image, and images of equal scores, keep their order
+        moved = np.lexsort((np.arange(k), first[copies], -raw, -new))
         candidates[:k], scores[:k] = head[moved], new[moved]
     return candidates, scores
 
 
-def _staged(stage: Stage, query: int, candidates: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def _staged(stage: Stage, query: int, candidates: np.ndarray,
+            scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The reranker's own scores, and the new ones."""
     new = np.asarray(stage.reranker.rerank(query, candidates, scores), np.float64)
     assert new.shape == candidates.shape, (new.shape, candidates.shape)
     unit = stage.reranker.unit(new, stage.temperature)
-    return unit if stage.weight == 1 else (1 - stage.weight) * scores + stage.weight * unit
+    return new, unit if stage.weight == 1 else (1 - stage.weight) * scores + stage.weight * unit

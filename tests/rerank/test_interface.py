@@ -85,6 +85,15 @@ def test_a_chain_hands_on_order_and_scores():
     assert found.tolist() == [3, 2, 1, 0]
 
 
+def test_scores_that_saturate_keep_their_order():
+    class Saturating(Table):
+        def unit(self, scores, temperature):
+            return np.minimum(scores, 10)
+
+    found, scores = rerank_list([Stage(Saturating([[11, 12, 5, 12]]), 4)], 0, np.arange(4), np.zeros(4))
+    assert found.tolist() == [1, 3, 0, 2] and scores.tolist() == [10, 10, 10, 5]
+
+
 def test_arguments_are_left_as_they_are():
     candidates, scores = np.array([0, 1]), np.array([1.0, 0.5])
     rerank_list([Stage(Table([[0, 1]]), 2)], 0, candidates, scores)
