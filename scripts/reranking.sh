@@ -13,7 +13,7 @@ DELG=(--cfg configs/delg/synthetic.yaml DATA_DIR "$OUT/data" OUT_DIR "$OUT/delg"
 say "1/6  the synthetic landmarks: for DELG and the test, and others for the transformer"
 python tools/make_landmarks.py --root "$OUT/data" --queries 3
 python tools/make_landmarks.py --root "$OUT/pairs" --seed 7 --train-landmarks 120 --train-photos 12 \
-    --train-size 320 --test-landmarks 1 --distractors 1
+    --train-size 320 --test-landmarks 1 --distractors 2
 
 say "2/6  training DELG"
 python tools/train.py "${DELG[@]}"

@@ -19,9 +19,9 @@ def format_table(results: Mapping[str, Mapping]) -> str:
 def _figures(result: Mapping, protocols: list[str]) -> list[str]:
     scores = [result["protocols"][protocol]["mAP"] for protocol in protocols]
     cost = result.get("reranking", {"seconds_per_query": 0.0, "bytes_per_image": 0.0})
-    seconds = cost["seconds_per_query"]
+    seconds, size = cost["seconds_per_query"], cost["bytes_per_image"]
     return ["-" if score is None else f"{100 * score:.2f}" for score in scores] + [
-        "known" if seconds is None else f"{1000 * seconds:.1f}", f"{cost['bytes_per_image'] / 1000:.2f}"]
+        "known" if seconds is None else f"{1000 * seconds:.1f}", "known" if size is None else f"{size / 1000:.2f}"]
 
 
 def _line(cells: list[str], widths: list[int]) -> str:
