@@ -21,7 +21,8 @@ def _figures(result: Mapping, protocols: list[str]) -> list[str]:
     cost = result.get("reranking", {"seconds_per_query": 0.0, "bytes_per_image": 0.0})
     seconds, size = cost["seconds_per_query"], cost["bytes_per_image"]
     return ["-" if score is None else f"{100 * score:.2f}" for score in scores] + [
-        "known" if seconds is None else f"{1000 * seconds:.1f}", "known" if size is None else f"{size / 1000:.2f}"]
+        "known" if seconds is None else f"{1000 * seconds:.1f}",
+        "known" if size is None else f"{size / 1000:.2f}"]
 
 
 def _line(cells: list[str], widths: list[int]) -> str:
