@@ -153,7 +153,7 @@ def _cost(stage: Stage) -> tuple[float, int, float]:
 
 def _total(costs: Sequence[Sequence[tuple[float, int, float]]], stages: Sequence[Stage]) -> dict:
     """Cost of the whole chain, from that of each process's stages: seconds for a list of k images on
-    one process, and bytes that a database keeps of an image; None where nothing was left to do, or to read."""
+    one process, and bytes that a database keeps of an image; None where nothing was left to do or read."""
     seconds, size = 0.0, 0.0
     for stage, parts in zip(stages, zip(*costs)):
         images = sum(part[1] for part in parts)

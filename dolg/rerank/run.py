@@ -95,7 +95,8 @@ def rerank(cfg, chains: Sequence[Sequence[str]] = (), write_lists: bool = False)
     run = Reranking(cfg, chains or [cfg.RERANK.METHOD])
     results = {}
     if run.benchmark:
-        results["global" if not cfg.RERANK.RANKING else "lists"] = evaluate_lists(run.benchmark, run.lists, [])
+        before = "lists" if cfg.RERANK.RANKING else "global"
+        results[before] = evaluate_lists(run.benchmark, run.lists, [])
     for methods in run.chains:
         for k in cfg.RERANK.TOP_K:
             name, stages = f"{'+'.join(methods)}_top{k}", run.stages(methods, k)
