@@ -100,19 +100,21 @@ def rerank_list(stages: Sequence[Stage], query: int, candidates: np.ndarray,
         order = np.argsort(first)       # as the list has them, best first
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
-        raw, new = (found[rank][copies] for found in
-                    _staged(stage, query, distinct[order], scores[first[order]]))
-        # Scores that `unit` cannot tell apart any more are told apart by the reranker's own. NaN sorts last;
-        # copies of an image, and images of equal scores, keep their order
-        moved = np.lexsort((np.arange(k), first[copies], -raw, -new))
+        new, ties = (found[rank][copies] for found in
+                     _staged(stage, query, distinct[order], scores[first[order]]))
+        # NaN sorts last; copies of an image, and images of equal scores, keep their order
+        moved = np.lexsort((np.arange(k), first[copies], -ties, -new))
         candidates[:k], scores[:k] = head[moved], new[moved]
     return candidates, scores
 
 
 def _staged(stage: Stage, query: int, candidates: np.ndarray,
             scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The reranker's own scores, and the new ones."""
-    new = np.asarray(stage.reranker.rerank(query, candidates, scores), np.float64)
-    assert new.shape == candidates.shape, (new.shape, candidates.shape)
-    unit = stage.reranker.unit(new, stage.temperature)
-    return new, unit if stage.weight == 1 else (1 - stage.weight) * scores + stage.weight * unit
+    """The new scores, and what tells equal ones apart: the reranker's own, where they stand alone, as
+    `unit` may have made different ones equal."""
+    own = np.asarray(stage.reranker.rerank(query, candidates, scores), np.float64)
+    assert own.shape == candidates.shape, (own.shape, candidates.shape)
+    unit = stage.reranker.unit(own, stage.temperature)
+    if stage.weight == 1:
+        return unit, own
+    return (1 - stage.weight) * scores + stage.weight * unit, np.zeros_like(own)
