@@ -5,6 +5,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dolg.core.cli import run
+from dolg.data.boxes import BOXES
 from dolg.data.image_list import read_image_list
 from dolg.data.shards import mark_folder, write_shard
 from dolg.errors import UserError
@@ -30,6 +31,9 @@ def main() -> None:
     if args.size < 1:
         raise UserError(f"--size is {args.size}: give at least 1")
     images, name = read_image_list(args.list), args.name or args.list.stem
+    if images.boxes is not None:
+        raise UserError(f"{args.list} is of images cut to the boxes of {args.list.parent / BOXES}, and "
+                        "shards hold whole images: train on the list itself")
     mark_folder(args.output, name, args.list, args.size)
     starts, made = range(0, len(images), args.size), 0
     for number, start in enumerate(tqdm(starts, unit="shard", disable=None)):

@@ -65,6 +65,12 @@ class View:
         top, left = round(top / n), round(left / n)
         return replace(self, box=(top, left, bottom - top, right - left))
 
+    def shifted(self, top: int, left: int) -> "View":
+        """This view of a part of an image, as one of the image, in which the part begins at
+        (top, left)."""
+        y, x, height, width = self.box
+        return replace(self, box=(y + top, x + left, height, width))
+
     def cut_from(self, image: torch.Tensor) -> tuple[torch.Tensor, "View"]:
         """The part of `image` (3,H,W) in the box, and this view of that part alone."""
         top, left, height, width = self.box

@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 
 from dolg.data.augment import (View, centre_view, random_square_view, random_view, render,
                                render_quickly, square_view)
+from dolg.data.boxes import pixels_inside
 from dolg.data.decode import ImageError, decode, read_header
 from dolg.data.image_list import ImageList
 from dolg.data.shards import ImageShards
@@ -36,7 +37,8 @@ class _Views(Dataset):
     """What TrainingImages and CentredImages have in common; they say which view is drawn.
 
     Args:
-        images: a list or shards.
+        images: a list or shards. Of an image with a box nothing outside is seen: the view is drawn
+            as if there were no more of it.
         size: side of the views.
         reduced: decode a JPEG at 1/2, 1/4 or 1/8 of its size where the view allows, and render
             quickly.
@@ -47,6 +49,7 @@ class _Views(Dataset):
     def __init__(self, images: ImageList | ImageShards, size: int, reduced: bool, on_device: str):
         assert on_device in ("", "augment", "decode"), on_device
         self.images, self.size = images, size
+        self.boxes = images.boxes if isinstance(images, ImageList) else None
         self.reduced, self.on_device = reduced, on_device
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
@@ -66,16 +69,26 @@ class _Views(Dataset):
         header = read_header(name, data)
         if header.kind == "JPEG":
             # Drawn from the size at which it is stored, whatever size it will be decoded at
-            view = self.view(epoch, index, header.height, header.width)
+            view = self._view(epoch, index, header.height, header.width)
             if self.on_device == "decode" and header.plain and header.orientation == 1:
                 return torch.frombuffer(bytearray(data), dtype=torch.uint8), view
             n = view.reduction() if self.reduced and header.plain else 1
             pixels, view = decode(name, data, header, n), view.reduced(n)
         else:
             pixels = decode(name, data, header)
-            view = self.view(epoch, index, *pixels.shape[1:])
+            view = self._view(epoch, index, *pixels.shape[1:])
         # What nobody will look at need not travel
         return view.cut_from(pixels) if self.on_device else (pixels, view)
+
+    def _view(self, epoch: int, index: int, height: int, width: int) -> View:
+        """The view of image `index`, of height x width pixels, or of what its box leaves of it."""
+        if self.boxes is None:
+            return self.view(epoch, index, height, width)
+        try:
+            top, left, height, width = pixels_inside(self.boxes[index].tolist(), height, width)
+        except ValueError as error:
+            raise ImageError(self.images.name(index), str(error)) from None
+        return self.view(epoch, index, height, width).shifted(top, left)
 
 
 class TrainingImages(_Views):

@@ -2,12 +2,13 @@
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from dolg.data.boxes import read_boxes
 from dolg.data.decode import read_file
 from dolg.errors import UserError
 
@@ -23,7 +24,7 @@ _STAT_THREADS = 32      # they wait for the disk or the network
 class ImageList:
     """Images in files, and their classes.
 
-    However long the list, it is four arrays: worker processes that are forked share them, where a
+    However long the list, it is a few arrays: worker processes that are forked share them, where a
     Python object per line would be copied as soon as its reference count is touched.
 
     Attributes:
@@ -31,6 +32,8 @@ class ImageList:
         text: the list's bytes, uint8.
         starts, ends: (N,) int64, where in `text` each image's path stands.
         labels: (N,) int64.
+        boxes: (N,4) float64, what each image is cut to, (x1, y1, x2, y2) in pixels of the upright
+            image; None: all are whole. (`read` gives the whole file all the same.)
     """
 
     file: Path
@@ -38,6 +41,7 @@ class ImageList:
     starts: np.ndarray
     ends: np.ndarray
     labels: np.ndarray
+    boxes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,6 +55,12 @@ class ImageList:
         """The image's file. Raises ImageError where it cannot be read."""
         return read_file(self.name(index))
 
+    def taken(self, indexes: np.ndarray) -> "ImageList":
+        """A list of the images of `indexes` (n,), in their order."""
+        return replace(self, starts=self.starts[indexes], ends=self.ends[indexes],
+                       labels=self.labels[indexes],
+                       boxes=None if self.boxes is None else self.boxes[indexes])
+
     def missing(self, indexes: np.ndarray, progress: bool = False) -> np.ndarray:
         """Those of `indexes` whose files are absent or empty, in their order."""
         with ThreadPoolExecutor(_STAT_THREADS) as threads:
@@ -58,6 +68,15 @@ class ImageList:
                          desc=f"images of {self.file.name}", total=len(indexes), unit="image",
                          leave=False, disable=None if progress else True)
             return indexes[~np.fromiter(there, dtype=bool, count=len(indexes))]
+
+    def _with_boxes(self) -> "ImageList":
+        """This list, its images cut to their boxes if its folder holds boxes."""
+        boxes = read_boxes(self.file.parent)
+        if boxes is None:
+            return self
+        text = self.text.tobytes()
+        paths = (text[start:end].decode() for start, end in zip(self.starts.tolist(), self.ends.tolist()))
+        return replace(self, boxes=boxes.of(paths, self.file))
 
     def _is_there(self, index: int) -> bool:
         try:
@@ -70,9 +89,11 @@ class ImageList:
 def read_image_list(file: Path, num_classes: int | None = None) -> ImageList:
     """The images of `file`, whose paths are relative to its folder.
 
-    The label follows the last blank, so paths may hold blanks. Empty lines are skipped.
+    The label follows the last blank, so paths may hold blanks. Empty lines are skipped. If the
+    folder holds boxes.csv, all images are cut to their boxes (see `dolg.data.boxes`).
     Raises UserError, with the line, for a missing or empty list, a line without a label, or a
-    label outside 0 .. num_classes - 1 (without `num_classes`, below 0).
+    label outside 0 .. num_classes - 1 (without `num_classes`, below 0); and for an image without a
+    box, or boxes that make no sense.
     """
     if not file.is_file():
         raise UserError(f"no image list {file}: it has one 'path label' per line "
@@ -90,7 +111,7 @@ def read_image_list(file: Path, num_classes: int | None = None) -> ImageList:
         line = text[starts[first]:ends[first]].tobytes().decode()
         number = _line_number(text[:starts[first]].tobytes())
         raise UserError(f"{file}, line {number}: " + _complaint(line, num_classes))
-    return ImageList(file, text, starts, path_ends, labels)
+    return ImageList(file, text, starts, path_ends, labels)._with_boxes()
 
 
 def _check_encoding(file: Path, text: np.ndarray) -> None:

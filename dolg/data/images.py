@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dolg.data.boxes import BOXES, has_boxes
 from dolg.data.image_list import ImageList, read_image_list
 from dolg.data.shards import ImageShards
 from dolg.errors import UserError
@@ -21,6 +22,10 @@ def open_images(folder: Path, split: str, num_classes: int | None = None,
     Raises UserError for what is missing or wrong; see `read_image_list` and `ImageShards`.
     """
     if split.endswith(".tar"):
+        parent = (folder / split).parent
+        if has_boxes(parent):
+            raise UserError(f"{parent} holds {BOXES}, and {split} shards, which hold whole images: give "
+                            "an image list to see them cut to their boxes, or keep the shards elsewhere")
         return ImageShards(folder, split, num_classes, progress)
     return read_image_list(folder / split, num_classes)
 

@@ -95,8 +95,10 @@ class ImageShards:
 def write_shard(file: Path, images, indexes: Sequence[int]) -> None:
     """Pack some of `images` into the shard `file`, which appears whole or not at all.
 
-    Members are named by the images' numbers; the same images give the same bytes.
+    Members are named by the images' numbers; the same images give the same bytes. They are whole:
+    nothing in a shard says what an image is to be cut to.
     """
+    assert images.boxes is None, "shards hold whole images"
     with atomic_file(file) as target, tarfile.open(fileobj=target, mode="w") as tar:
         for index in indexes:
             kind = images.name(index).rpartition(".")[2].lower()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dolg.data.boxes import BOXES, Box, BoxesByIndex, has_boxes, read_boxes
 from dolg.errors import UserError
 from revisitop.groundtruth import GroundTruth, GroundTruthError, load_ground_truth
 
@@ -14,8 +15,6 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 # Images of a list that are looked for before all are taken for missing
 _LOOKED_FOR = 1000
-
-Box = tuple[float, float, float, float]
 
 
 class Names(Sequence):
@@ -53,8 +52,8 @@ class ImageSource:
     Attributes:
         names: in the store.
         folder, files: image i is the file folder / files[i]; without `files`, folder / names[i].
-        boxes: the box (x1, y1, x2, y2), in pixels, that an image is cut to, by its index; those that
-            are not in there are whole.
+        boxes: the box (x1, y1, x2, y2), in pixels of the upright image, that an image is cut to, by
+            its index; those that are not in there are whole.
     """
 
     names: Sequence[str]
@@ -124,9 +123,13 @@ def images_of(location: Path) -> ImageSource:
     """All images under a folder, by name; or those of a text file, one path per line.
 
     Paths in a file are relative to its folder; labels after them, as training lists have them,
-    are left aside. Raises UserError where nothing is there.
+    are left aside. If that folder holds boxes.csv, all images are cut to their boxes (see
+    `dolg.data.boxes`). Raises UserError where nothing is there, or an image lacks a box.
     """
     if location.is_dir():
+        if has_boxes(location):
+            raise UserError(f"INFER.IMAGES {location} is a folder with {BOXES}, which is for the images "
+                            "of lists: give a list in it, one path per line")
         names = sorted(_images_under(location), key=lambda name: name.split("/"))
         if not names:
             raise UserError(f"the folder {location} holds no images "
@@ -150,7 +153,9 @@ def images_of(location: Path) -> ImageSource:
         raise UserError(f"of the {len(names)} images of {location} none that was looked for is there, "
                         f"such as {location.parent / names[0]}: is their disk mounted? (Paths are "
                         f"relative to {location.parent})")
-    return ImageSource(Names(names), location.parent)
+    boxes = read_boxes(location.parent)
+    table = {} if boxes is None else BoxesByIndex(boxes.of(names, location))
+    return ImageSource(Names(names), location.parent, boxes=table)
 
 
 def _images_under(folder: Path) -> Iterator[str]:

@@ -1,0 +1,47 @@
+"""What is known of a prepared data set: the file manifest.json that `tools/prepare_data.py` leaves in its folder."""
+import json
+from pathlib import Path
+
+from dolg.errors import UserError
+from dolg.files import file_digest
+
+FILE = "manifest.json"
+FORMAT = "dolg data set"
+
+# Folder under DATA_DIR -> the command that makes it
+COMMANDS = {
+    **{name: f"python tools/prepare_data.py {name}" for name in
+       ("roxford5k", "rparis6k", "revisitop1m", "gldv2", "sop", "cub", "cars196", "inshop", "imagenet")},
+    **{f"{name}_cropped": f"python tools/prepare_data.py {name}" for name in ("cub", "cars196", "inshop")},
+    "landmark": "python tools/prepare_data.py gldv2",       # as the files of the DOLG code call it
+    "synthetic": "python tools/make_landmarks.py", "synthetic_train": "python tools/make_landmarks.py"}
+
+
+def how_to_get(folder: Path) -> str:
+    """What to type for a data set's folder that is missing; of one's own images, how to say what they are."""
+    command = COMMANDS.get(folder.name, "python tools/prepare_data.py folder (or csv) --name " + folder.name)
+    return f"{command} --root {folder.parent} makes it"
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of the data set in a folder; None where nothing prepared it. Raises UserError where it
+    cannot be read."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / FILE} cannot be read ({error}): prepare the data set again") from None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+
+def data_record(folder: Path) -> dict | None:
+    """What a result says of the data set that it was made from, as plain data: {"name", "variant", "counts",
+    "manifest_sha256"}; None where nothing prepared the folder. Of a folder inside one it is that of the set."""
+    folder = folder.absolute()
+    for place in (folder, *folder.parents[:2]):
+        if manifest := read_manifest(place):
+            counts = {what: found["found"] for what, found in manifest["counts"].items()}
+            return {"name": manifest["name"], "variant": manifest["variant"], "counts": counts,
+                    "manifest_sha256": file_digest(place / FILE)}
+    return None
