@@ -25,6 +25,7 @@ from dolg.core.meters import NOTHING, Meter, add_sums, figures_of, pool_sums, su
 from dolg.core.optimizer import (build_optimizer, clip_gradients, learning_rate,
                                  set_learning_rate)
 from dolg.core.precision import autocast, grad_scaler
+from dolg.core.provenance import check_same_data, record_data
 from dolg.core.resume import (check_same_run, load_optimizer_state, restore_rng, rng_states,
                               whole_loss_state, whole_optimizer_state)
 from dolg.core.saving import Position, Saver, newest_checkpoint
@@ -244,6 +245,7 @@ class Trainer:
             raise UserError(f"{newest} exists, and TRAIN.AUTO_RESUME is False: give another "
                             "OUT_DIR, delete that one, or resume")
         if newest:
+            from_main(lambda: check_same_data(cfg))
             return self._resume(newest)
         if cfg.TRAIN.WEIGHTS:
             say(load_weights(self.module.model, weights_file(cfg.TRAIN.WEIGHTS), start=True,
@@ -251,6 +253,7 @@ class Trainer:
             if self.average:
                 self.average.module.load_state_dict(self.module.model.state_dict())
         from_main(lambda: write_atomically(Path(cfg.OUT_DIR) / "config.yaml", cfg.dump()))
+        from_main(lambda: record_data(cfg))
         self._save(Position(0), NOTHING)
         # A folder that cannot be written to is better known at once
         from_main(lambda: self.saver.finish())

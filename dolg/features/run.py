@@ -16,6 +16,7 @@ from dolg.core.logging import say
 from dolg.core.precision import PRECISIONS
 from dolg.core.saving import best_checkpoint, newest_checkpoint
 from dolg.data.loader import worker_count
+from dolg.data.manifest import data_record
 from dolg.errors import UserError
 from dolg.features.claims import Claims
 from dolg.features.estimate import estimate
@@ -134,8 +135,11 @@ def _open_writer(cfg, extractor: Extractor, name: str, source: ImageSource,
                 provenance: dict) -> StoreWriter:
     """The store `name` of the images of `source`, to be filled."""
     cropped = name.endswith("/query") and bool(source.boxes)
-    if cfg.INFER.IMAGE_VARIANT:
-        provenance = {**provenance, "image_variant": cfg.INFER.IMAGE_VARIANT}
+    data = data_record(source.folder)
+    if variant := cfg.INFER.IMAGE_VARIANT or (data and data["variant"]):
+        provenance = {**provenance, "image_variant": variant}
+    if data:
+        provenance = {**provenance, "data": data}
     return StoreWriter(
         features_folder(cfg) / name, source.names, extractor.dim, cfg.INFER.CHUNK_SIZE,
         {**provenance, "images_digest": source.digest(), "cropped": cropped},

@@ -34,6 +34,9 @@ from revisitop.stores import StoreError
 
 FORMAT, VERSION = "dolg-feature-store", 1
 FAILED = 1
+# Recorded, but another value makes no other store: what is known of the images' data set, which may be
+# prepared later, or anew
+_NOTED = {"data"}
 # int8 descriptors are from -127 to 127; what divides them is no less than float16's least number
 _LEVELS, _LEAST = 127, 2.0 ** -24
 
@@ -176,7 +179,8 @@ class StoreWriter:
         names: the images, in order.
         dim, chunk_size: of the descriptors, and images per chunk.
         local_dim, local_dtype: of the local features, with 0: none, and "float16" or "int8".
-        provenance: what made the descriptors (settings, digests), recorded in the manifest.
+        provenance: what made the descriptors (settings, digests), recorded in the manifest; its "data"
+            is what is known of the images' data set.
 
     Raises UserError where `path` holds a store of other images or settings, naming them.
     """
@@ -268,7 +272,7 @@ class StoreWriter:
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read ({error}): delete the folder") from None
         changed = [f"{key} was {_short(before.get(key))}, is {_short(manifest.get(key))}"
-                   for key in sorted(set(before) | set(manifest))
+                   for key in sorted((set(before) | set(manifest)) - _NOTED)
                    if before.get(key) != manifest.get(key)]
         if changed:
             raise UserError(f"{file.parent} was made by other settings: {'; '.join(changed)}. "

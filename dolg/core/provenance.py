@@ -1,0 +1,42 @@
+"""Which data a run was trained and judged on: OUT_DIR/data.json."""
+import json
+from pathlib import Path
+
+from dolg.data.manifest import data_record
+from dolg.errors import UserError
+from dolg.files import file_digest, write_atomically
+
+FILE = "data.json"
+
+
+def data_used(cfg) -> dict:
+    """By configuration key, the data sets that `cfg` names: {"folder", "file", "sha256", "prepared"}.
+
+    `file` is the list, or the ground truth, and `sha256` its digest (None of shards); `prepared` is what
+    `data_record` says, None where no command of this project prepared the set.
+    """
+    named = {"TRAIN": (cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT), "TEST": (cfg.TEST.DATASET, cfg.TEST.SPLIT),
+             "TEST.RETRIEVAL": (cfg.TEST.RETRIEVAL, f"gnd_{cfg.TEST.RETRIEVAL}.pkl")}
+    return {key: _used(Path(cfg.DATA_DIR) / folder, file) for key, (folder, file) in named.items() if folder}
+
+
+def record_data(cfg) -> None:
+    """Write down what a new run is trained on."""
+    write_atomically(Path(cfg.OUT_DIR) / FILE, json.dumps(data_used(cfg), indent=1) + "\n")
+
+
+def check_same_data(cfg) -> None:
+    """Raise UserError where the run in OUT_DIR was begun on another training list than there is now."""
+    file = Path(cfg.OUT_DIR) / FILE
+    if not file.exists():       # a run of an older version
+        return
+    before, now = json.loads(file.read_text(encoding="utf-8")).get("TRAIN", {}), data_used(cfg)["TRAIN"]
+    if before.get("sha256") != now["sha256"]:
+        raise UserError(f"{now['folder']}/{now['file']} was changed since the run in {cfg.OUT_DIR} began: its "
+                        "epochs cannot go on with other images; give another OUT_DIR, or the list as it was")
+
+
+def _used(folder: Path, name: str) -> dict:
+    file = folder / name
+    return {"folder": str(folder), "file": name, "sha256": file_digest(file) if file.is_file() else None,
+            "prepared": data_record(folder)}

@@ -1,0 +1,236 @@
+"""A data set under preparation: files are found or fetched, unpacked, and each step marked when it is done.
+
+A run that is killed is started again and does what is left; nothing is ever half done under its own name.
+"""
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
+
+import requests
+from tqdm import tqdm
+
+from dolg.core.logging import say
+from dolg.errors import UserError
+from dolg.files import atomic_file, write_atomically
+from dolg.prepare.catalogue import DataSet, Item
+from dolg.prepare.fetch import Fetched, RemoteFile, fetch, verify
+from dolg.prepare.unpack import unpack
+
+_SECONDS = 20       # that a server has to say how large a file is
+_MARGIN = 2 ** 30   # bytes of the disk that stay free
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A file of a data set, and where it goes: an archive is unpacked, another file put there itself.
+
+    Attributes:
+        item: the file.
+        tree: the folder under the data set's that the archive's files go to, or the file's own folder.
+        place: of an archive: see `unpack`; None: the file is put there as it is.
+        optional: a folder given by hand may lack it.
+        also: other names that it goes by in a folder given by hand, by the image variant that they are.
+    """
+
+    item: Item
+    tree: str = "."
+    place: Callable[[str], str | None] | None = None
+    optional: bool = False
+    also: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return self.item.path.replace("/", "__")
+
+
+def as_it_is(name: str) -> str:
+    """For `Unit.place`: a member goes where its name says."""
+    return name
+
+
+class Work:
+    """A data set's folder, and what is known of the steps that made it.
+
+    Args:
+        dataset: which.
+        root: the data set's folder lies in it.
+        given: a folder with the files that were fetched by hand; None: they are downloaded.
+        mirror: address of a folder to download from instead of the published ones.
+        jobs: files that are fetched and unpacked at once.
+        remove_archives: delete what was downloaded once it is unpacked.
+        partial: take what is there of the archives and of the images that lists name.
+        unverified: take files of other digests than the published ones.
+    """
+
+    def __init__(self, dataset: DataSet, root: Path, given: Path | None = None, mirror: str = "",
+                 jobs: int = 4, remove_archives: bool = False, partial: bool = False,
+                 unverified: bool = False):
+        if given is not None and not given.is_dir():
+            raise UserError(f"--from {given} is no folder")
+        self.dataset, self.folder, self.given = dataset, root / dataset.name, given
+        self.mirror, self.jobs = mirror, jobs
+        self.remove_archives, self.partial, self.unverified = remove_archives, partial, unverified
+        self.downloads = self.folder / "downloads"
+        self._marks = self.folder / ".prepared"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else prepares this folder meanwhile. Raises UserError where somebody does."""
+        self._marks.mkdir(parents=True, exist_ok=True)
+        with open(self._marks / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another command prepares {self.folder} at this moment") from None
+            yield
+
+    def obtain(self, units: Sequence[Unit]) -> dict[str, dict]:
+        """Have all units in their places; what is known of each, by its item's path.
+
+        Raises UserError for what can be neither found nor fetched, is damaged, or does not fit the disk;
+        the other units that are under way stop soon, and what they have is used the next time.
+        """
+        left = [unit for unit in units if self.mark(unit.key) is None]
+        if left and self.given is None:
+            self._check_disk(left)
+        if len(left) < len(units):
+            say(f"{len(units) - len(left)} of {len(units)} files are in place already")
+        self._obtain_all(left)
+        marks = {unit.item.path: self.mark(unit.key) for unit in units}
+        return {path: mark for path, mark in marks.items() if mark is not None}
+
+    def adopt(self, tree: str, marker: str, *others: str) -> bool:
+        """Whether the folder `tree` of the data set is a link to one that was unpacked by hand, as it is made
+        here where --from, or its folder `tree` or one of `others`, holds the file or folder `marker`."""
+        target = self.folder / tree
+        if self.given is not None and not target.exists():
+            for candidate in (self.given / tree, self.given, *(self.given / other for other in others)):
+                if (candidate / marker).exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.unlink(missing_ok=True)      # a link that leads nowhere any more
+                    target.symlink_to(candidate.absolute(), target_is_directory=True)
+                    say(f"{target} is a link to {candidate}")
+                    break
+        return target.is_symlink() and (target / marker).exists()
+
+    def mark(self, key: str) -> dict | None:
+        """What a finished step left; None where it is not done."""
+        file = self._marks / f"{key}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def marks(self) -> dict[str, dict]:
+        """What all finished steps left, by their keys."""
+        return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(self._marks.glob("*.json"))}
+
+    def finish(self, key: str, facts: dict) -> None:
+        """Mark a step as done."""
+        write_atomically(self._marks / f"{key}.json", json.dumps(facts, indent=1) + "\n")
+
+    def _obtain_all(self, units: Sequence[Unit]) -> None:
+        stop = Event()
+        bar = tqdm(total=len(units), desc=self.dataset.name, unit="file",
+                   disable=None if len(units) > 1 else True)
+        with bar, ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(self._obtain, unit, stop) for unit in units]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+            except BaseException:       # a failure, or Ctrl-C: the others leave what they have
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _obtain(self, unit: Unit, stop: Event) -> None:
+        found = self._find(unit, stop)
+        if found is None:
+            return
+        source, variant = found
+        facts = {"file": source.path.name, "bytes": source.size, "md5": source.md5,
+                 "md5_published": source.published}
+        if variant:
+            facts["variant"] = variant
+        tree = self.folder / unit.tree
+        if unit.place is None:
+            _copy(source.path, tree / unit.item.name)
+        else:
+            unpacked = unpack(source.path, tree, place=unit.place, stop=stop)
+            facts.update(files=unpacked.files, unpacked_bytes=unpacked.bytes)
+        self.finish(unit.key, facts)
+        if self.remove_archives and source.path.is_relative_to(self.downloads):
+            source.path.unlink()
+
+    def _find(self, unit: Unit, stop: Event) -> tuple[Fetched, str] | None:
+        """The unit's file, verified, and its variant where the name tells; None: it may be absent."""
+        if self.given is None:
+            if not unit.item.bases and not self.mirror:
+                if unit.optional or self.partial:
+                    return None
+                raise UserError(f"{unit.item.name} is not offered for direct download: get it from "
+                                f"{self.dataset.page} and give its folder with --from DIR")
+            return fetch(self._remote(unit.item), (self.downloads / unit.item.path).parent,
+                         advice=self._advice(), stop=stop), ""
+        for name, variant in {unit.item.path: "", unit.item.name: "", **unit.also}.items():
+            file = self.given / name
+            if file.is_file():
+                # An older variant has another digest than the one published for the newer
+                remote = Item(name).remote() if variant else self._brought(unit.item)
+                return verify(remote, file, stop=stop), variant
+        if unit.optional or self.partial:
+            return None
+        raise UserError(f"--from {self.given} has no {' or '.join([unit.item.path, *unit.also])}; get it from "
+                        f"{self.dataset.page}")
+
+    def _remote(self, item: Item) -> RemoteFile:
+        remote = item.remote(self.mirror)
+        return replace(remote, md5="", md5_url="") if self.unverified else remote
+
+    def _brought(self, item: Item) -> RemoteFile:
+        """As `_remote`; a text file with the MD5 is looked for in --from first."""
+        texts = [self.given / item.md5_path, self.given / Path(item.md5_path).name] if item.md5_path else []
+        for text in texts:
+            if text.is_file() and not self.unverified:
+                return replace(item.remote(), md5=text.read_text(encoding="utf-8").split()[0], md5_url="")
+        return self._remote(item)
+
+    def _advice(self) -> str:
+        return f"get it by hand from {self.dataset.page} and go on with --from DIR"
+
+    def _check_disk(self, units: Sequence[Unit]) -> None:
+        """Ask how large the files are, and raise UserError where they do not fit the disk."""
+        with ThreadPoolExecutor(16) as pool:
+            sizes = list(pool.map(lambda unit: _size(unit.item.remote(self.mirror).urls), units))
+        there = sum(file.stat().st_size for file in self.downloads.rglob("*") if file.is_file())
+        total, largest = sum(sizes), sum(sorted(sizes)[-self.jobs:])
+        # Photographs do not shrink in archives: unpacked they take as much again
+        needed = total + (largest if self.remove_archives else total) - there
+        free = shutil.disk_usage(self.folder).free
+        say(f"{self.dataset.title}: {len(units)} files to fetch, {total / 1e9:.1f} GB; with what is unpacked "
+            f"about {max(needed, 0) / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
+        if needed + _MARGIN > free:
+            hint = "" if self.remove_archives else ", or give --remove-archives, which halves it"
+            raise UserError(f"{self.folder} has {free / 1e9:.1f} GB free, and {self.dataset.name} takes about "
+                            f"{needed / 1e9:.1f} GB: make room{hint}")
+
+
+def _size(urls: Sequence[str]) -> int:
+    """Bytes of a file as the first server that answers says; 0 where none does."""
+    for url in urls:
+        try:
+            answer = requests.head(url, allow_redirects=True, timeout=_SECONDS)
+        except requests.RequestException:
+            continue        # fetching it says what is wrong
+        if answer.ok:
+            return int(answer.headers.get("Content-Length", 0))
+    return 0
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as content, atomic_file(target) as file:
+        shutil.copyfileobj(content, file, 2 ** 20)

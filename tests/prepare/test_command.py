@@ -1,0 +1,217 @@
+"""tools/prepare_data.py as a user types it, from a web server: every data set, broken off and taken up again."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dolg.data.image_list import read_image_list
+from dolg.data.manifest import COMMANDS, read_manifest
+from dolg.features.sources import images_of, revisited_set
+from dolg.prepare.catalogue import CARS_TABLE, CUB
+from tests.conftest import ROOT
+from tests.prepare.landmark_miniatures import MakeGLDv2, make_distractors, make_oxford, make_paris
+from tests.prepare.miniatures import expected_lists, make_cars196, make_cub, make_imagenet, make_inshop, make_sop
+
+COMMAND = "tools/prepare_data.py"
+# How each miniature is made, and what is typed beside the name
+SETS = {"roxford5k": (make_oxford, []), "rparis6k": (make_paris, []),
+        "revisitop1m": (make_distractors, ["--archives", "3"]),
+        "gldv2": (MakeGLDv2, ["--archives", "2", "--parts", "train", "index", "test", "--sizes"]),
+        "sop": (make_sop, []), "cub": (make_cub, []), "cars196": (make_cars196, []), "inshop": (make_inshop, []),
+        "imagenet": (make_imagenet, [])}
+
+
+@pytest.fixture
+def publish(web, tmp_path):
+    """`publish(name)` has a miniature on the server, and gives what made it returns."""
+
+    def run(name: str):
+        folder = tmp_path / "web"
+        folder.mkdir()
+        made = SETS[name][0](folder, np.random.default_rng(7))
+        for file in folder.rglob("*"):
+            if file.is_file():
+                web.publish(file.relative_to(folder).as_posix(), file.read_bytes())
+        return made
+
+    return run
+
+
+def _arguments(name, web, root, *more) -> list[str]:
+    return [name, "--root", str(root), "--mirror", web.url, "--unverified", *SETS[name][1], *more]
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, but for what only this run knows."""
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_data_set_is_prepared_and_whole(name, web, publish, tmp_path, run_tool):
+    publish(name)
+    root = tmp_path / "data"
+    done = run_tool(COMMAND, *_arguments(name, web, root))
+    assert done.returncode == 0 and not done.stderr.count("Traceback"), done.stderr
+    assert "NOT as published" in done.stdout            # miniatures are small
+    asked = len(web.requests)
+    for folder in {name, *read_manifest(root / name)["beside"]}:
+        manifest = read_manifest(root / folder)
+        assert manifest["name"] == folder and manifest["files"]
+        for listing in manifest["lists"]:
+            if listing.endswith(".txt"):
+                source = images_of(root / folder / listing)
+                assert all(source.path(i).is_file() for i in range(len(source)))
+    before = _tree(root)
+    assert run_tool(COMMAND, *_arguments(name, web, root)).returncode == 0
+    assert _tree(root) == before and len(web.requests) == asked       # nothing is fetched twice
+    checked = run_tool(COMMAND, name, "--root", root, "--check", "--workers", "0")
+    assert checked.returncode == 0 and "all of them there and decodable" in checked.stdout, checked.stderr
+
+
+def test_cropped_lists_are_the_official_ones(web, publish, tmp_path, run_tool):
+    photos = publish("cub")
+    root = tmp_path / "data"
+    done = run_tool(COMMAND, *_arguments("cub", web, root, "--remove-archives"))
+    assert done.returncode == 0, done.stderr
+    lists = expected_lists(photos)
+    for name, text in lists.items():
+        assert (root / "cub" / name).read_text() == text
+    cropped = read_image_list(root / "cub_cropped" / "train_list.txt")
+    whole = read_image_list(root / "cub" / "train_list.txt")
+    boxes = {photo.path: photo.box for photo in photos}
+    for i in range(len(whole)):
+        path = os.path.relpath(whole.name(i), root / "cub")
+        assert os.path.realpath(cropped.name(i)) == os.path.realpath(whole.name(i))
+        assert tuple(cropped.boxes[i]) == pytest.approx(boxes[path])
+    assert not list((root / "cub" / "downloads").rglob("*.tgz"))        # as asked
+    assert run_tool(COMMAND, *_arguments("cub", web, root)).returncode == 0     # and not fetched for that
+
+
+def test_landmarks_have_the_name_of_the_originals_files_too(web, publish, tmp_path, run_tool):
+    publish("gldv2")
+    root = tmp_path / "data"
+    assert run_tool(COMMAND, *_arguments("gldv2", web, root)).returncode == 0
+    assert (root / "landmark" / "train_list.txt").read_bytes() == (root / "gldv2" / "train_list.txt").read_bytes()
+    assert set(os.listdir(root)) == {"gldv2", "landmark"}
+
+
+@pytest.mark.parametrize("name, slow", [("cub", CUB.path), ("gldv2", "train/images_001.tar"),
+                                        ("rparis6k", "paris_2-v1.tgz")])
+def test_killed_in_the_middle_it_goes_on(name, slow, web, publish, tmp_path, run_tool):
+    """Killed at several moments, and the result is that of a run which nobody killed."""
+    publish(name)
+    whole, root = tmp_path / "whole", tmp_path / "data"
+    assert run_tool(COMMAND, *_arguments(name, web, whole)).returncode == 0
+    page = web.page(slow)
+    page.block, page.after = max(1, len(page.content) // 12), lambda: time.sleep(0.05)
+    kills = 0
+    for delay in (0.1, 0.3, 0.6):
+        seen = len(web.requests)
+        process = subprocess.Popen([sys.executable, str(ROOT / COMMAND), *_arguments(name, web, root)], cwd=ROOT,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(web.requests) == seen and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 2
+    done = run_tool(COMMAND, *_arguments(name, web, root))
+    assert done.returncode == 0, done.stderr
+    found, expected = (_tree(folder / name) for folder in (root, whole))
+    assert found == expected
+    # What a killed run had of the slow file was not asked for again
+    assert any(request.range for request in web.requests if request.path == f"/{slow}")
+
+
+def test_failures_say_what_to_do(web, publish, tmp_path, run_tool):
+    publish("cub")
+    root = tmp_path / "data"
+
+    def fails(*arguments) -> str:
+        done = run_tool(COMMAND, *arguments)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    arguments = ["cub", "--root", str(root), "--mirror", web.url]
+    # The miniature is not the published archive
+    message = fails(*arguments)
+    assert "97eceeb196236b17998738112f37df78" in message and "--from DIR" in message
+    content = web.page(CUB.path).content
+    web.pages.pop(f"/{CUB.path}")
+    message = fails(*arguments)
+    assert "404" in message and "https://www.vision.caltech.edu/datasets/cub_200_2011/" in message
+    web.publish(CUB.path, content[:len(content) // 2])
+    message = fails(*arguments, "--unverified")
+    assert "CUB_200_2011.tgz" in message and "cut" in message
+    assert not (root / "cub" / "CUB_200_2011").exists() and not (root / "cub" / "train_list.txt").exists()
+    message = fails("inshop", "--root", str(root))
+    assert "img.zip is not offered for direct download" in message and "--from DIR" in message
+    assert "--from /nowhere is no folder" in fails("cub", "--root", str(root), "--from", "/nowhere")
+    assert "needs --from DIR" in fails("folder", "--root", str(root), "--name", "mine")
+    assert "--name cub is taken" in fails("csv", "--root", str(root), "--name", "cub", "--from", str(tmp_path))
+    assert "no name of a folder" in fails("csv", "--root", str(root), "--name", "../x", "--from", str(tmp_path))
+    assert "--val-share is 1.5: give" in fails("gldv2", "--root", str(root), "--val-share", "1.5")
+    assert "--jobs is 0: give" in fails("cub", "--root", str(root), "--jobs", "0")
+    assert "makes it" in fails("sop", "--root", str(root), "--check")
+
+
+def test_a_damaged_download_that_was_taken_is_fetched_again_once_deleted(web, publish, tmp_path, run_tool):
+    """Redirected and unavailable for a moment; then the truncated archive of the last test, mended."""
+    publish("cars196")
+    root = tmp_path / "data"
+    table = web.page(CARS_TABLE.path)
+    web.publish("elsewhere.mat", table.content)
+    table.redirect = f"{web.url}/elsewhere.mat"
+    web.page("car_ims.tgz").next = [(503, {"Retry-After": "0"}), 100]
+    done = run_tool(COMMAND, *_arguments("cars196", web, root))
+    assert done.returncode == 0, done.stderr
+    marks = read_manifest(root / "cars196")["files"]
+    assert marks["car_ims.tgz"]["bytes"] == len(web.page("car_ims.tgz").content)
+    assert [r.range for r in web.requests if r.path == "/car_ims.tgz"][-1] == "bytes=100-"
+
+
+def test_two_commands_at_once_do_not_meet(web, publish, tmp_path, run_tool):
+    publish("cub")
+    root, page = tmp_path / "data", web.page(CUB.path)
+    page.block, page.after = 200, lambda: time.sleep(0.05)
+    first = subprocess.Popen([sys.executable, str(ROOT / COMMAND), *_arguments("cub", web, root)], cwd=ROOT,
+                             stdout=subprocess.DEVNULL)
+    while not web.requests:
+        time.sleep(0.01)
+    second = run_tool(COMMAND, *_arguments("cub", web, root))
+    page.after = lambda: None
+    assert second.returncode == 1 and "another command prepares" in second.stderr
+    assert first.wait() == 0 and (root / "cub" / "train_list.txt").exists()
+
+
+def test_own_images_from_a_table_to_a_benchmark(tmp_path, run_tool):
+    import cv2
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    lines = ["path,role,label"]
+    for i in range(6):
+        cv2.imwrite(str(mine / f"{i}.png"), np.full((12, 14, 3), 40 * i, np.uint8))
+        lines.append(f"{i}.png,{'query' if i < 2 else 'database'},{i % 2}")
+    (mine / "images.csv").write_text("\n".join(lines) + "\n")
+    arguments = ["csv", "--name", "bridges", "--root", str(tmp_path / "data"), "--from", str(mine)]
+    done = run_tool(COMMAND, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert len(revisited_set(tmp_path / "data", "bridges", True)["database"]) == 4
+    assert run_tool(COMMAND, *arguments, "--check").returncode == 0
+    (mine / "5.png").unlink()
+    checked = run_tool(COMMAND, *arguments, "--check")
+    assert checked.returncode == 1 and "1 of 6 images or lists are not as they should be" in checked.stderr
+    report = json.loads((tmp_path / "data" / "bridges" / "check.json").read_text())
+    assert len(report["problems"]) == 1 and "5.png" in report["problems"][0]
+
+
+def test_every_set_has_a_command():
+    assert {f"python {COMMAND} {name}" for name in SETS} == \
+        {command for command in COMMANDS.values() if COMMAND in command}

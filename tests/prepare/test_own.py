@@ -1,0 +1,151 @@
+"""One's own images: folders of classes, and tables."""
+import cv2
+import numpy as np
+import pytest
+
+from dolg.errors import UserError
+from dolg.features.sources import images_of, revisited_set
+from dolg.prepare.catalogue import DataSet
+from dolg.prepare.own import prepare_folder, prepare_table
+from dolg.prepare.work import Work
+from revisitop import compute_map, load_ground_truth, split
+
+
+def _image(file, seed: int = 0) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(file), np.random.default_rng(seed).integers(0, 255, (9, 8, 3), np.uint8))
+
+
+def _work(tmp_path, **options) -> Work:
+    return Work(DataSet("mine", "", "", "", None), tmp_path / "data", tmp_path / "from", **options)
+
+
+def _lines(file) -> list[str]:
+    return file.read_text().splitlines()
+
+
+def test_a_folder_per_class(tmp_path):
+    for name, count in (("Big Ben", 5), ("arc", 3), ("x", 1)):
+        for i in range(count):
+            _image(tmp_path / "from" / name / ("deep" if i else "") / f"{i} a.png")
+    (tmp_path / "from" / "arc" / "notes.txt").write_text("no image")
+    prepared = prepare_folder(_work(tmp_path), 0.4, 0)
+    folder = tmp_path / "data" / "mine"
+    train, val = _lines(folder / "train_list.txt"), _lines(folder / "val_list.txt")
+    expected = {f"images/{name}/{'deep/' if i else ''}{i} a.png {label}"
+                for label, (name, count) in enumerate((("Big Ben", 5), ("arc", 3), ("x", 1))) for i in range(count)}
+    assert set(train) | set(val) == expected and not set(train) & set(val)
+    assert sum(line.endswith(" 0") for line in val) == 2 and not any(line.endswith(" 2") for line in val)
+    assert prepared.counts == {"training images": len(train), "held-out images": len(val), "classes": 3}
+    source = images_of(folder / "train_list.txt")
+    assert all(source.path(i).is_file() for i in range(len(source)))
+    _image(tmp_path / "from" / "loose.png")
+    with pytest.raises(UserError, match="loose.png is in no folder of its own"):
+        prepare_folder(_work(tmp_path), 0.4, 0)
+
+
+IMAGES = """path,role,label,x1,y1,x2,y2
+q/one.png,query,a,1,2,7.5,8
+q/two.png,query,b,,,,
+"q/with, comma.jpg",query,,,,,
+d/1.jpg,database,a
+d/2.png,database,b
+d/3.jpg,database,a
+d/4.jpg,database,
+x/5.jpg,distractor,
+t/6.jpg,train,z
+t/7.jpg,train,y
+t/8.jpg,train,z
+"""
+
+
+@pytest.fixture
+def tables(tmp_path):
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "images.csv").write_text(IMAGES)
+    for name in ("q/one.png", "q/two.png", "q/with, comma.jpg", "d/1.jpg", "d/2.png", "d/3.jpg", "d/4.jpg", "x/5.jpg",
+                 "t/6.jpg", "t/7.jpg", "t/8.jpg"):
+        _image(tmp_path / "from" / name)
+    return tmp_path
+
+
+def test_labels_are_the_ground_truth(tables):
+    prepared = prepare_table(_work(tables), 0.0, 0)
+    folder = tables / "data" / "mine"
+    truth = load_ground_truth(folder / "gnd_mine.pkl")
+    assert truth.queries == ["q/one.png", "q/two.png", "q/with, comma.jpg"]
+    assert truth.images == ["d/1.jpg", "d/2.png", "d/3.jpg", "d/4.jpg"]
+    assert [found.tolist() for found in truth.easy] == [[0, 2], [1], []]
+    assert all(not len(found) for found in (*truth.hard, *truth.junk))
+    assert truth.boxes == [(1, 2, 7.5, 8), None, None]
+    sources = revisited_set(tables / "data", "mine", crop_queries=True)
+    assert all(source.path(i).is_file() for source in sources.values() for i in range(len(source)))
+    assert _lines(folder / "distractors.txt") == ["images/x/5.jpg"]
+    assert _lines(folder / "train_list.txt") == ["images/t/6.jpg 1", "images/t/7.jpg 0", "images/t/8.jpg 1"]
+    assert prepared.counts == {"training images": 3, "held-out images": 0, "classes": 2, "queries": 3,
+                               "database images": 4, "distractors": 1}
+    # It is scored as any other benchmark: the first query finds one of two, second
+    ranks = np.array([[1, 0, 3, 2], [1, 0, 2, 3], [0, 1, 2, 3]])
+    assert compute_map(ranks, split(truth, "easy")).aps[:2].tolist() == pytest.approx([(0.25 + (1 / 3 + 0.5) / 2) / 2, 1])
+
+
+def test_a_table_of_the_ground_truth(tables):
+    (tables / "from" / "ground_truth.csv").write_text(
+        "query,image,relevance\nq/one.png,d/3.jpg,hard\nq/one.png,d/1.jpg,easy\nq/two.png,d/4.jpg,junk\n"
+        '"q/with, comma.jpg",d/2.png,hard\nq/one.png,d/1.jpg,easy\n')
+    prepare_table(_work(tables), 0.0, 0)
+    truth = load_ground_truth(tables / "data" / "mine" / "gnd_mine.pkl")
+    assert [[found.tolist() for found in kind] for kind in (truth.easy, truth.hard, truth.junk)] == \
+        [[[0], [], []], [[2], [], [1]], [[], [3], []]]
+
+
+@pytest.mark.parametrize("table, message", [
+    ("path,label\n", "has no column role"),
+    ("path,role\n", "names no images"),
+    ("path,role\na.jpg,gallery\n", "line 2: role 'gallery' is none of train, query"),
+    ("path,role\n/etc/a.jpg,query\n", "line 2: path '/etc/a.jpg' does not lead below"),
+    ("path,role\nd/../../a.jpg,query\n", "line 2: path .* does not lead below"),
+    ("path,role\n,query\n", "line 2: path '' does not lead below"),
+    ("path,role\nd/1.jpg,database\nd/1.jpg,query\n", "line 3: 'd/1.jpg' stands in line 2 already"),
+    ("path,role,x1,y1,x2,y2\nd/1.jpg,query,1,2,3,\n", "line 2: x1, y1, x2, y2 are 1, 2, 3, , not four numbers"),
+    ("path,role,x1,y1,x2,y2\nd/1.jpg,query,5,2,3,9\n", "line 2: the box 5, 2, 3, 9 holds nothing"),
+    ("path,role,x1,y1,x2,y2\nd/1.jpg,query,1,2,inf,9\n", "line 2: the box .* holds nothing"),
+    ("path,role\nd/1.jpg,query,x\n", "line 2: more values than columns"),
+    ("path,role,label\nt/6.jpg,train,\n", "line 2: a training image needs a label"),
+    ("path,role\nd/1.jpg,query\n", "has 1 queries and 0 database images"),
+    ("path,role\nd/9.jpg,distractor\n", "of the 1 images of images.csv, 1 are not in"),
+])
+def test_mistakes_in_the_table_of_images(tables, table, message):
+    (tables / "from" / "images.csv").write_text(table)
+    with pytest.raises(UserError, match=message):
+        prepare_table(_work(tables), 0.0, 0)
+    assert not list((tables / "data" / "mine").glob("*_list.txt"))
+
+
+@pytest.mark.parametrize("line, message", [
+    ("q/none.png,d/1.jpg,easy", "'q/none.png' is no query"),
+    ("q/one.png,d/9.jpg,easy", "'d/9.jpg' is no database image"),
+    ("q/one.png,d/1.jpg,good", "relevance 'good' is none of easy, hard, junk"),
+    ("q/one.png,d/3.jpg,junk", "'d/3.jpg' has another relevance for 'q/one.png'"),
+])
+def test_mistakes_in_the_ground_truth(tables, line, message):
+    (tables / "from" / "ground_truth.csv").write_text(f"query,image,relevance\nq/one.png,d/3.jpg,hard\n{line}\n")
+    with pytest.raises(UserError, match=f"line 3: {message}"):
+        prepare_table(_work(tables), 0.0, 0)
+
+
+def test_missing_tables_and_another_folder(tables):
+    (tables / "from" / "images.csv").rename(tables / "from" / "other.csv")
+    with pytest.raises(UserError, match="no table .*images.csv: it has the columns path, role"):
+        prepare_table(_work(tables), 0.0, 0)
+    (tables / "from" / "other.csv").rename(tables / "from" / "images.csv")
+    prepare_table(_work(tables), 0.0, 0)
+    (tables / "from").rename(tables / "moved")
+    (tables / "from").mkdir()
+    (tables / "from" / "images.csv").write_text("path,role\nd/1.jpg,distractor\n")
+    _image(tables / "from" / "d" / "1.jpg")
+    prepare_table(_work(tables), 0.0, 0)        # the link leads to the same place
+    (tables / "data" / "mine" / "images").unlink()
+    (tables / "data" / "mine" / "images").mkdir()
+    with pytest.raises(UserError, match="images is there already and is no link to"):
+        prepare_table(_work(tables), 0.0, 0)
