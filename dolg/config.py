@@ -307,7 +307,8 @@ _C.INFER.SIZE = 0
 # Cut queries to their box, as the Revisited protocol asks
 _C.INFER.CROP_QUERIES = True
 # What results record of the images, where a data set has several variants (such as "faces blurred", as
-# Oxford and Paris have been distributed since 2022); results of different variants are not compared
+# Oxford and Paris have been distributed since 2022); results of different variants are not compared.
+# Empty: what the data set's manifest says, if tools/prepare_data.py made it
 _C.INFER.IMAGE_VARIANT = ""
 # Images per chunk of the store (what a killed run may have to repeat)
 _C.INFER.CHUNK_SIZE = 256

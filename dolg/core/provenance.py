@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+from dolg.data.boxes import BOXES
 from dolg.data.manifest import data_record
 from dolg.errors import UserError
 from dolg.files import file_digest, write_atomically
@@ -10,10 +11,12 @@ FILE = "data.json"
 
 
 def data_used(cfg) -> dict:
-    """By configuration key, the data sets that `cfg` names: {"folder", "file", "sha256", "prepared"}.
+    """By configuration key, the data sets that `cfg` names: {"folder", "file", "sha256",
+    "boxes_sha256", "prepared"}.
 
-    `file` is the list, or the ground truth, and `sha256` its digest (None of shards); `prepared` is what
-    `data_record` says, None where no command of this project prepared the set.
+    `file` is the list, or the ground truth, and `sha256` its digest (None of shards); `boxes_sha256` that of
+    the boxes that its images are cut to, if they are; `prepared` is what `data_record` says, None where no
+    command of this project prepared the set.
     """
     named = {"TRAIN": (cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT), "TEST": (cfg.TEST.DATASET, cfg.TEST.SPLIT),
              "TEST.RETRIEVAL": (cfg.TEST.RETRIEVAL, f"gnd_{cfg.TEST.RETRIEVAL}.pkl")}
@@ -31,12 +34,16 @@ def check_same_data(cfg) -> None:
     if not file.exists():       # a run of an older version
         return
     before, now = json.loads(file.read_text(encoding="utf-8")).get("TRAIN", {}), data_used(cfg)["TRAIN"]
-    if before.get("sha256") != now["sha256"]:
-        raise UserError(f"{now['folder']}/{now['file']} was changed since the run in {cfg.OUT_DIR} began: its "
-                        "epochs cannot go on with other images; give another OUT_DIR, or the list as it was")
+    if any(before.get(key) != now[key] for key in ("sha256", "boxes_sha256")):
+        raise UserError(f"{now['folder']}/{now['file']} or its boxes were changed since the run in {cfg.OUT_DIR} "
+                        "began, which cannot go on with other images: give another OUT_DIR, or the files as they "
+                        "were")
 
 
 def _used(folder: Path, name: str) -> dict:
-    file = folder / name
-    return {"folder": str(folder), "file": name, "sha256": file_digest(file) if file.is_file() else None,
-            "prepared": data_record(folder)}
+    return {"folder": str(folder), "file": name, "sha256": _digest(folder / name),
+            "boxes_sha256": _digest(folder / BOXES), "prepared": data_record(folder)}
+
+
+def _digest(file: Path) -> str | None:
+    return file_digest(file) if file.is_file() else None

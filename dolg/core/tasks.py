@@ -137,8 +137,9 @@ class ImagePairTask(_ImagesTask):
         # Of pairs the descriptor's layer gets no gradient, and nobody is to wait for one
         self.model.fc.requires_grad_(False)
         self.loss = build_loss(cfg)
+        images = _open_images(cfg)
         store, labels = _open_labelled(cfg)
-        self.images = _in_the_order_of(store, _open_images(cfg))
+        self.images = _in_the_order_of(store, images)
         sampler = _triplet_sampler(cfg, store, labels)
         self.loader = _image_loader(cfg, self.images, sampler, self.model.input_spec, device)
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from dolg.data.boxes import read_boxes
 from dolg.data.decode import read_file
+from dolg.data.manifest import how_to_get
 from dolg.errors import UserError
 
 _NEWLINE, _RETURN, _BLANK, _MINUS, _ZERO = 10, 13, 32, 45, 48
@@ -97,7 +98,8 @@ def read_image_list(file: Path, num_classes: int | None = None) -> ImageList:
     """
     if not file.is_file():
         raise UserError(f"no image list {file}: it has one 'path label' per line "
-                        "(DATA_DIR, TRAIN.DATASET and TRAIN.SPLIT, or TEST's, say where)")
+                        "(DATA_DIR, TRAIN.DATASET and TRAIN.SPLIT, or TEST's, say where); "
+                        f"{how_to_get(file.parent)}")
     text = np.fromfile(file, dtype=np.uint8)
     _check_encoding(file, text)
     starts, ends = _lines(text)

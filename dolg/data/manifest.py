@@ -18,8 +18,9 @@ COMMANDS = {
 
 
 def how_to_get(folder: Path) -> str:
-    """What to type for a data set's folder that is missing; of one's own images, how to say what they are."""
-    command = COMMANDS.get(folder.name, "python tools/prepare_data.py folder (or csv) --name " + folder.name)
+    """What to type for a data set's folder that is missing."""
+    name = folder.name
+    command = COMMANDS.get(name, f"python tools/prepare_data.py folder (or csv) --name {name} --from YOUR_IMAGES")
     return f"{command} --root {folder.parent} makes it"
 
 

@@ -2,6 +2,8 @@
 import torch
 from torch.nn import functional as F
 
+from dolg.data.boxes import pixels_inside
+
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
     """(height, width) at `scale`: rounded half to even, as the originals' Python does."""
@@ -13,12 +15,8 @@ def crop_to_box(image: torch.Tensor, box: tuple[float, float, float, float]) -> 
 
     What of the box lies outside the image is cut off. Raises ValueError if nothing remains.
     """
-    x1, y1, x2, y2 = (max(0, int(corner)) for corner in box)
-    crop = image[:, y1:y2, x1:x2]
-    if 0 in crop.shape:
-        raise ValueError(f"the box {tuple(box)} leaves nothing of an image of "
-                         f"{image.shape[2]} x {image.shape[1]} pixels")
-    return crop
+    top, left, height, width = pixels_inside(box, *image.shape[1:])
+    return image[:, top:top + height, left:left + width]
 
 
 def preprocess(images: torch.Tensor, size: tuple[int, int], colour: str,

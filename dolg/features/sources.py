@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dolg.data.boxes import BOXES, Box, BoxesByIndex, has_boxes, read_boxes
+from dolg.data.manifest import how_to_get
 from dolg.errors import UserError
 from revisitop.groundtruth import GroundTruth, GroundTruthError, load_ground_truth
 
@@ -83,7 +84,7 @@ def revisited_truth(root: Path, name: str, key: str) -> GroundTruth:
     truth_file = root / name / f"gnd_{name}.pkl"
     if not truth_file.is_file():
         raise UserError(f"no ground truth {truth_file}: {key} {name} is a folder under {root} with "
-                        f"jpg/ and gnd_{name}.pkl in it")
+                        f"jpg/ and gnd_{name}.pkl in it; {how_to_get(root / name)}")
     try:
         return load_ground_truth(truth_file)
     except GroundTruthError as error:
@@ -96,12 +97,17 @@ def revisited_set(root: Path, name: str, crop_queries: bool,
 
     Raises UserError where the folder, its ground truth or an image that this names is missing.
     """
-    truth, folder = revisited_truth(root, name, key), root / name / "jpg"
-    sources = {
-        "query": _named(folder, truth.queries, dict(enumerate(truth.boxes)) if crop_queries else {}),
-        "database": _named(folder, truth.images, {})}
-    _check_present(root / name / f"gnd_{name}.pkl", folder, sources)
+    sources = revisited_sources(root, name, crop_queries, key)
+    _check_present(root / name / f"gnd_{name}.pkl", root / name / "jpg", sources)
     return sources
+
+
+def revisited_sources(root: Path, name: str, crop_queries: bool,
+                      key: str = "INFER.DATASET") -> dict[str, ImageSource]:
+    """As `revisited_set`, whether the images are there or not."""
+    truth, folder = revisited_truth(root, name, key), root / name / "jpg"
+    return {"query": _named(folder, truth.queries, dict(enumerate(truth.boxes)) if crop_queries else {}),
+            "database": _named(folder, truth.images, {})}
 
 
 def _named(folder: Path, names: list[str], boxes: dict[int, Box]) -> ImageSource:
@@ -116,7 +122,7 @@ def _check_present(truth_file: Path, folder: Path, sources: dict[str, ImageSourc
     if missing:
         more = ", ..." if len(missing) > 3 else ""
         raise UserError(f"{truth_file} names {len(missing)} images that {folder} lacks: "
-                        f"{', '.join(missing[:3])}{more}")
+                        f"{', '.join(missing[:3])}{more}; {how_to_get(folder.parent)}")
 
 
 def images_of(location: Path) -> ImageSource:

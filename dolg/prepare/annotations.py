@@ -96,16 +96,11 @@ def read_structs(file: Path, name: str, kinds: Mapping[str, Callable]) -> list[t
     rows = []
     for number, values in enumerate(zip(*columns), 1):
         try:
-            rows.append(tuple(kind(_bare(value)) for kind, value in zip(kinds.values(), values)))
+            bare = [np.asarray(value).item() for value in values]
+            rows.append(tuple(kind(value) for kind, value in zip(kinds.values(), bare)))
         except (ValueError, TypeError) as error:
             raise UserError(f"{file}, {name}({number}) is not as it should be: {error}") from None
     return rows
-
-
-def _bare(value):
-    while isinstance(value, np.ndarray):
-        value = value.item()
-    return value
 
 
 def _numbered_lines(file: Path) -> Iterator[tuple[int, str]]:

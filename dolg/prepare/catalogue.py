@@ -46,7 +46,6 @@ class DataSet:
         title: in words.
         page: where one reads about it and gets it by hand.
         licence: its terms, as published.
-        gigabytes: to download, about, where known; what is unpacked takes about as much again.
         counts: published counts by what is counted; what is found is held against them.
     """
 
@@ -54,7 +53,6 @@ class DataSet:
     title: str
     page: str
     licence: str
-    gigabytes: float | None
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -73,27 +71,27 @@ _GLDV2 = ("https://s3.amazonaws.com/google-landmark",)
 
 DATA_SETS = {dataset.name: dataset for dataset in (
     DataSet("roxford5k", "Revisited Oxford", "https://www.robots.ox.ac.uk/~vgg/data/oxbuildings/",
-            _VGG_TERMS, 1.9, {"queries": 70, "database images": 4_993}),
+            _VGG_TERMS, {"queries": 70, "database images": 4_993}),
     DataSet("rparis6k", "Revisited Paris", "https://www.robots.ox.ac.uk/~vgg/data/parisbuildings/",
-            _VGG_TERMS, 2.5, {"queries": 70, "database images": 6_322}),
+            _VGG_TERMS, {"queries": 70, "database images": 6_322}),
     DataSet("revisitop1m", "the distractors of Revisited Oxford and Paris",
             "https://github.com/filipradenovic/revisitop",
-            "none published with the files; photographs from Flickr, each under its owner's terms", None,
+            "none published with the files; photographs from Flickr, each under its owner's terms",
             {"distractors": 1_001_001}),
     DataSet("gldv2", "Google Landmarks v2", "https://github.com/cvdfoundation/google-landmark",
-            "annotations CC BY 4.0, training images CC BY; index and test images each under its own", 500,
+            "annotations CC BY 4.0, training images CC BY; index and test images each under its own",
             {"clean images": 1_580_470, "classes": 81_313}),
     DataSet("sop", "Stanford Online Products", "https://cvgl.stanford.edu/projects/lifted_struct/",
-            "none published with the files; photographs from eBay", 3.1,
+            "none published with the files; photographs from eBay",
             {"training images": 59_551, "test images": 60_502}),
     DataSet("cub", "CUB-200-2011", "https://www.vision.caltech.edu/datasets/cub_200_2011/",
-            _RESEARCH, 1.2, {"training images": 5_864, "test images": 5_924}),
+            _RESEARCH, {"training images": 5_864, "test images": 5_924}),
     DataSet("cars196", "Stanford Cars", "http://ai.stanford.edu/~jkrause/cars/car_dataset.html",
-            _RESEARCH, 2.0, {"training images": 8_054, "test images": 8_131}),
+            _RESEARCH, {"training images": 8_054, "test images": 8_131}),
     DataSet("inshop", "In-shop Clothes Retrieval (DeepFashion)",
             "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html",
-            _RESEARCH, 0.8, {"training images": 25_882, "queries": 14_218, "gallery images": 12_612}),
-    DataSet("imagenet", "ImageNet ILSVRC 2012", "https://image-net.org/download.php", _RESEARCH, 155,
+            _RESEARCH, {"training images": 25_882, "queries": 14_218, "gallery images": 12_612}),
+    DataSet("imagenet", "ImageNet ILSVRC 2012", "https://image-net.org/download.php", _RESEARCH,
             {"training images": 1_281_167, "validation images": 50_000, "classes": 1_000}),
 )}
 

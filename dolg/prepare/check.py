@@ -13,7 +13,7 @@ from dolg.data.loader import one_opencv_thread, worker_count
 from dolg.data.manifest import FILE, how_to_get, read_manifest
 from dolg.errors import UserError
 from dolg.features.decoding import DecodedImages
-from dolg.features.sources import ImageSource, images_of, revisited_set
+from dolg.features.sources import ImageSource, images_of, revisited_sources
 from dolg.files import file_digest, write_atomically
 from dolg.prepare.lists import name_digests
 
@@ -84,7 +84,7 @@ def _sources(folder: Path, manifest: dict) -> Iterator[tuple[str, ImageSource]]:
         if name.endswith(".txt") and (folder / name).is_file():
             yield name, images_of(folder / name)
     if (folder / f"gnd_{folder.name}.pkl").is_file():
-        for part, source in revisited_set(folder.parent, folder.name, crop_queries=True).items():
+        for part, source in revisited_sources(folder.parent, folder.name, crop_queries=True).items():
             yield part, source
 
 

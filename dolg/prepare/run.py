@@ -68,7 +68,7 @@ def _data_set(args: Namespace) -> DataSet:
         raise UserError(f"{args.name} needs --from DIR, the folder with your images")
     if args.called in DATA_SETS or Path(args.called).name != args.called:
         raise UserError(f"--name {args.called} is taken, or no name of a folder: give another")
-    return DataSet(args.called, "one's own images", "", "one's own", None)
+    return DataSet(args.called, "one's own images", "", "one's own")
 
 
 def _alias(link: Path, name: str) -> None:

@@ -15,7 +15,7 @@ from dolg.prepare.answers import (Failed, Interrupted, check_body, check_status,
 from dolg.prepare.guards import check_stop
 from dolg.prepare.part import Origin, Part
 
-_AGENT = "dolg (+https://arxiv.org/abs/2108.02927; data set preparation)"
+_AGENT = "dolg (data set preparation)"
 # A server that compressed what it sends would make other bytes and other ranges of it
 _HEADERS = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
 _BLOCK = 2 ** 18

@@ -20,10 +20,12 @@ from dolg.errors import UserError
 from dolg.files import atomic_file, write_atomically
 from dolg.prepare.catalogue import DataSet, Item
 from dolg.prepare.fetch import Fetched, RemoteFile, fetch, verify
+from dolg.prepare.part import md5_of
 from dolg.prepare.unpack import unpack
 
 _SECONDS = 20       # that a server has to say how large a file is
 _MARGIN = 2 ** 30   # bytes of the disk that stay free
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,14 @@ class Work:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"another command prepares {self.folder} at this moment") from None
+            self._remove_leftovers()
             yield
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed commands left half-written; nobody else writes here now."""
+        for place in (self.folder, self._marks, self.downloads, *self.downloads.rglob("*/")):
+            for file in place.glob(".*.tmp"):
+                file.unlink()
 
     def obtain(self, units: Sequence[Unit]) -> dict[str, dict]:
         """Have all units in their places; what is known of each, by its item's path.
@@ -96,28 +105,33 @@ class Work:
         Raises UserError for what can be neither found nor fetched, is damaged, or does not fit the disk;
         the other units that are under way stop soon, and what they have is used the next time.
         """
-        left = [unit for unit in units if self.mark(unit.key) is None]
+        done = [unit for unit in units if self._is_done(unit)]
+        left = self._offered([unit for unit in units if unit not in done])
         if left and self.given is None:
             self._check_disk(left)
-        if len(left) < len(units):
-            say(f"{len(units) - len(left)} of {len(units)} files are in place already")
+        if done and left:
+            say(f"{len(done)} of {len(units)} files are in place already")
         self._obtain_all(left)
         marks = {unit.item.path: self.mark(unit.key) for unit in units}
         return {path: mark for path, mark in marks.items() if mark is not None}
 
     def adopt(self, tree: str, marker: str, *others: str) -> bool:
-        """Whether the folder `tree` of the data set is a link to one that was unpacked by hand, as it is made
-        here where --from, or its folder `tree` or one of `others`, holds the file or folder `marker`."""
-        target = self.folder / tree
-        if self.given is not None and not target.exists():
+        """Whether the folder `tree` of the data set is one that was unpacked by hand: a link to it, which is
+        made here where --from, or its folder `tree` or one of `others`, holds the file or folder `marker`; or
+        the folder itself, where --from says that it is."""
+        target, key = self.folder / tree, f"given__{tree}"
+        if self.given is not None and self.mark(key) is None:
             for candidate in (self.given / tree, self.given, *(self.given / other for other in others)):
-                if (candidate / marker).exists():
+                if not (candidate / marker).exists() or (target.exists() and not candidate.samefile(target)):
+                    continue
+                if not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.unlink(missing_ok=True)      # a link that leads nowhere any more
                     target.symlink_to(candidate.absolute(), target_is_directory=True)
                     say(f"{target} is a link to {candidate}")
-                    break
-        return target.is_symlink() and (target / marker).exists()
+                self.finish(key, {"given": True})
+                break
+        return self.mark(key) is not None and (target / marker).exists()
 
     def mark(self, key: str) -> dict | None:
         """What a finished step left; None where it is not done."""
@@ -131,6 +145,12 @@ class Work:
     def finish(self, key: str, facts: dict) -> None:
         """Mark a step as done."""
         write_atomically(self._marks / f"{key}.json", json.dumps(facts, indent=1) + "\n")
+
+    def _is_done(self, unit: Unit) -> bool:
+        """Whether a unit is in its place; a table that has changed in --from is not."""
+        mark = self.mark(unit.key)
+        found = self._given_file(unit) if mark and unit.place is None and self.given else None
+        return mark is not None and (found is None or md5_of(found[0]) == mark["md5"])
 
     def _obtain_all(self, units: Sequence[Unit]) -> None:
         stop = Event()
@@ -148,10 +168,7 @@ class Work:
                 raise
 
     def _obtain(self, unit: Unit, stop: Event) -> None:
-        found = self._find(unit, stop)
-        if found is None:
-            return
-        source, variant = found
+        source, variant = self._find(unit, stop)
         facts = {"file": source.path.name, "bytes": source.size, "md5": source.md5,
                  "md5_published": source.published}
         if variant:
@@ -166,26 +183,42 @@ class Work:
         if self.remove_archives and source.path.is_relative_to(self.downloads):
             source.path.unlink()
 
-    def _find(self, unit: Unit, stop: Event) -> tuple[Fetched, str] | None:
-        """The unit's file, verified, and its variant where the name tells; None: it may be absent."""
+    def _find(self, unit: Unit, stop: Event) -> tuple[Fetched, str]:
+        """The unit's file, verified, and its variant where the name tells."""
         if self.given is None:
-            if not unit.item.bases and not self.mirror:
-                if unit.optional or self.partial:
-                    return None
-                raise UserError(f"{unit.item.name} is not offered for direct download: get it from "
-                                f"{self.dataset.page} and give its folder with --from DIR")
-            return fetch(self._remote(unit.item), (self.downloads / unit.item.path).parent,
-                         advice=self._advice(), stop=stop), ""
+            folder = (self.downloads / unit.item.path).parent
+            return fetch(self._remote(unit.item), folder, advice=f"{self._by_hand()} and go on with --from DIR",
+                         stop=stop), ""
+        file, variant = self._given_file(unit)
+        # An older variant has another digest than the one published for the newer
+        remote = RemoteFile(file.name) if variant else self._brought(unit.item)
+        return verify(remote, file, stop=stop), variant
+
+    def _given_file(self, unit: Unit) -> tuple[Path, str] | None:
+        """The file below --from that a unit asks for, and its variant."""
         for name, variant in {unit.item.path: "", unit.item.name: "", **unit.also}.items():
-            file = self.given / name
-            if file.is_file():
-                # An older variant has another digest than the one published for the newer
-                remote = Item(name).remote() if variant else self._brought(unit.item)
-                return verify(remote, file, stop=stop), variant
-        if unit.optional or self.partial:
-            return None
-        raise UserError(f"--from {self.given} has no {' or '.join([unit.item.path, *unit.also])}; get it from "
-                        f"{self.dataset.page}")
+            if (self.given / name).is_file():
+                return self.given / name, variant
+        return None
+
+    def _is_offered(self, unit: Unit) -> bool:
+        if self.given is not None:
+            return self._given_file(unit) is not None
+        remote = self._remote(unit.item)
+        return bool(remote.urls) and not (unit.optional and _size(remote.urls) is None)
+
+    def _offered(self, units: Sequence[Unit]) -> list[Unit]:
+        """Those that can be had. Raises UserError, which names them all, where some cannot but have to."""
+        absent = [unit for unit in units if not self._is_offered(unit)]
+        names = [" or ".join([unit.item.path, *unit.also]) for unit in absent
+                 if not unit.optional and not self.partial]
+        if names:
+            some = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if names[_NAMED:] else "")
+            if self.given is None:
+                raise UserError(f"not offered for direct download: {some}; {self._by_hand()} and give their "
+                                "folder with --from DIR")
+            raise UserError(f"--from {self.given} has no {some}; {self._by_hand()}")
+        return [unit for unit in units if unit not in absent]
 
     def _remote(self, item: Item) -> RemoteFile:
         remote = item.remote(self.mirror)
@@ -199,13 +232,13 @@ class Work:
                 return replace(item.remote(), md5=text.read_text(encoding="utf-8").split()[0], md5_url="")
         return self._remote(item)
 
-    def _advice(self) -> str:
-        return f"get it by hand from {self.dataset.page} and go on with --from DIR"
+    def _by_hand(self) -> str:
+        return f"get it by hand from {self.dataset.page}"
 
     def _check_disk(self, units: Sequence[Unit]) -> None:
         """Ask how large the files are, and raise UserError where they do not fit the disk."""
         with ThreadPoolExecutor(16) as pool:
-            sizes = list(pool.map(lambda unit: _size(unit.item.remote(self.mirror).urls), units))
+            sizes = list(pool.map(lambda unit: _size(self._remote(unit.item).urls) or 0, units))
         there = sum(file.stat().st_size for file in self.downloads.rglob("*") if file.is_file())
         total, largest = sum(sizes), sum(sorted(sizes)[-self.jobs:])
         # Photographs do not shrink in archives: unpacked they take as much again
@@ -219,8 +252,8 @@ class Work:
                             f"{needed / 1e9:.1f} GB: make room{hint}")
 
 
-def _size(urls: Sequence[str]) -> int:
-    """Bytes of a file as the first server that answers says; 0 where none does."""
+def _size(urls: Sequence[str]) -> int | None:
+    """Bytes of a file as the first server that has it says, 0 where it does not say; None: none has it."""
     for url in urls:
         try:
             answer = requests.head(url, allow_redirects=True, timeout=_SECONDS)
@@ -228,7 +261,7 @@ def _size(urls: Sequence[str]) -> int:
             continue        # fetching it says what is wrong
         if answer.ok:
             return int(answer.headers.get("Content-Length", 0))
-    return 0
+    return None
 
 
 def _copy(source: Path, target: Path) -> None:

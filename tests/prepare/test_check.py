@@ -15,7 +15,7 @@ from dolg.prepare.own import prepare_table
 from dolg.prepare.record import say_counts, write_manifests
 from dolg.prepare.work import Work
 
-MINE = DataSet("mine", "my photographs", "", "mine", None, {"queries": 2, "database images": 9})
+MINE = DataSet("mine", "my photographs", "", "mine", {"queries": 2, "database images": 9})
 
 
 def _image(file, seed: int) -> None:
@@ -133,5 +133,5 @@ def test_every_folder_says_the_command_that_makes_it(tmp_path):
     assert how_to_get(tmp_path / "landmark").startswith("python tools/prepare_data.py gldv2 --root")
     assert how_to_get(tmp_path / "cub_cropped").startswith("python tools/prepare_data.py cub --root")
     assert how_to_get(tmp_path / "synthetic").startswith("python tools/make_landmarks.py --root")
-    assert "csv) --name bridges --root" in how_to_get(tmp_path / "bridges")
+    assert "csv) --name bridges --from YOUR_IMAGES --root" in how_to_get(tmp_path / "bridges")
     assert set(DATA_SETS) < set(COMMANDS)

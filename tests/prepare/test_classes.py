@@ -13,8 +13,9 @@ from dolg.prepare import cars196, catalogue, cub, inshop, sop
 from dolg.prepare.annotations import read_table
 from dolg.prepare.classes import below, held_out_classes
 from dolg.prepare.work import Work
-from tests.prepare.miniatures import (changed, expected_lists, make_cars196, make_cub, make_inshop,
-                                      make_sop, unpack_by_hand, without, write_cars_table)
+from tests.prepare.miniatures import (CARS, changed, expected_lists, make_cars196, make_cub,
+                                      make_inshop, make_sop, unpack_by_hand, without,
+                                      write_cars_table)
 
 SETS = {"cub": (cub, make_cub), "cars196": (cars196, make_cars196), "sop": (sop, make_sop),
         "inshop": (inshop, make_inshop)}
@@ -167,8 +168,8 @@ def test_tables_of_random_columns(at_the_end, tmp_path, rng):
         numbers = (int(rng.integers(-9, 99)), float(rng.integers(9)) / 4)
         columns = [path, *map(str, numbers)]
         rows.append((number, (*numbers, path) if at_the_end else (path, *numbers)))
-        lines.append((" " * int(rng.integers(1, 4))).join(columns[1:] + columns[:1] if at_the_end else columns)
-                     + " " * int(rng.integers(2)))
+        columns = columns[1:] + columns[:1] if at_the_end else columns
+        lines.append((" " * int(rng.integers(1, 4))).join(columns) + " " * int(rng.integers(2)))
     file.write_bytes("".join(line + ("\n", "\r\n")[int(rng.integers(2))] for line in lines).encode())
     kinds = (int, float, str) if at_the_end else (str, int, float)
     assert list(read_table(file, "some columns", kinds)) == rows
@@ -271,7 +272,7 @@ def test_files_of_clothes_are_taken_without_their_folders_too(download, root, tm
 
 
 def test_clothes_cannot_be_downloaded(root):
-    with pytest.raises(UserError, match="not offered for direct download: get it from https://mmlab"):
+    with pytest.raises(UserError, match="not offered for direct download: .*img.zip; get it by hand from"):
         _prepare("inshop", root, None)
 
 
@@ -295,6 +296,7 @@ BIRDS = [
     ("boxes.txt", _second(lambda line: ""), "boxes.txt lacks 1 of the images that .*/images.txt has: "),
     ("boxes.txt", _second(lambda line: line.split()[0] + " 1.0 2.0 nan 4.0"), "line 2: the box .* pixel"),
     ("boxes.txt", _second(lambda line: line.split()[0] + " 1.0 2.0 3.0 0.9"), "line 2: the box 1, 2, 4, 2"),
+    ("boxes.txt", _second(lambda line: line.split()[0] + " 1.3 2.0 0.6 3"), "line 2: the box 1.3, 2, 1.9"),
     ("boxes.txt", _second(lambda line: line.split()[0] + " 1.0 2.0 3.0"), "line 2: .*'id x y width height"),
     ("boxes.txt", lambda text: "", "bounding_boxes.txt is damaged: it has 0 lines")]
 PRODUCTS = [
@@ -365,6 +367,12 @@ def test_damaged_tables_of_cars(download, root, rng):
         _forget(root, "cars_annos.mat")
         with pytest.raises(UserError, match="cars_annos.mat is no MATLAB file with an array 'annotations'"):
             _prepare("cars196", root, download)
+    two = np.empty((1, 2), [(field, object) for field in CARS])
+    two[0, :] = (np.array([["car_ims/000001.jpg", "car_ims/000002.jpg"]], object), 1, 1, 9, 9, 7, 0)
+    savemat(file, {"annotations": two})
+    _forget(root, "cars_annos.mat")
+    with pytest.raises(UserError, match=r"annotations\(1\) is not as it should be: "):
+        _prepare("cars196", root, download)
     for content in ({"other": 1}, {"annotations": np.ones(3)}, {"annotations": {"class": 1}}):
         savemat(file, content)
         _forget(root, "cars_annos.mat")

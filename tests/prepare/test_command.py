@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -151,7 +152,8 @@ def test_failures_say_what_to_do(web, publish, tmp_path, run_tool):
     assert "CUB_200_2011.tgz" in message and "cut" in message
     assert not (root / "cub" / "CUB_200_2011").exists() and not (root / "cub" / "train_list.txt").exists()
     message = fails("inshop", "--root", str(root))
-    assert "img.zip is not offered for direct download" in message and "--from DIR" in message
+    assert "not offered for direct download: Eval/list_eval_partition.txt, Img/img.zip; get" in message
+    assert "--from DIR" in message
     assert "--from /nowhere is no folder" in fails("cub", "--root", str(root), "--from", "/nowhere")
     assert "needs --from DIR" in fails("folder", "--root", str(root), "--name", "mine")
     assert "--name cub is taken" in fails("csv", "--root", str(root), "--name", "cub", "--from", str(tmp_path))
@@ -178,14 +180,14 @@ def test_a_damaged_download_that_was_taken_is_fetched_again_once_deleted(web, pu
 
 def test_two_commands_at_once_do_not_meet(web, publish, tmp_path, run_tool):
     publish("cub")
-    root, page = tmp_path / "data", web.page(CUB.path)
-    page.block, page.after = 200, lambda: time.sleep(0.05)
+    root, page, release = tmp_path / "data", web.page(CUB.path), threading.Event()
+    page.block, page.after = 200, lambda: release.wait(60)
     first = subprocess.Popen([sys.executable, str(ROOT / COMMAND), *_arguments("cub", web, root)], cwd=ROOT,
                              stdout=subprocess.DEVNULL)
     while not web.requests:
         time.sleep(0.01)
     second = run_tool(COMMAND, *_arguments("cub", web, root))
-    page.after = lambda: None
+    release.set()
     assert second.returncode == 1 and "another command prepares" in second.stderr
     assert first.wait() == 0 and (root / "cub" / "train_list.txt").exists()
 

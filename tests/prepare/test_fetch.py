@@ -66,7 +66,7 @@ def test_a_file_is_fetched_once(web, tmp_path):
     _assert_whole(_get(web, folder), folder)
     _assert_whole(_get(web, folder), folder)
     assert web.ranges == [""]
-    assert web.headers["User-Agent"].startswith("dolg (+")
+    assert web.headers["User-Agent"].startswith("dolg (")
     assert web.headers["Accept-Encoding"] == "identity"
 
 

@@ -108,7 +108,7 @@ def test_an_unpacked_copy_is_linked(tmp_path, miniature):
 
 def test_missing_archives(tmp_path, miniature):
     work = Work(DATA_SETS["gldv2"], tmp_path / "data", miniature.folder)
-    with pytest.raises(UserError, match="has no train/images_[0-9]+.tar; get it from https://github.com/cvdf"):
+    with pytest.raises(UserError, match="has no train/images_002.tar, .* and 493 more; get it by hand from https://github.com/cvdf"):
         _prepare(work, archives=None)
     prepared = _prepare(Work(DATA_SETS["gldv2"], tmp_path / "part", miniature.folder), archives=1)
     there = [name for number, name in enumerate(miniature.images["train"]) if number % 2 == 0]

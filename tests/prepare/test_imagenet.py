@@ -1,4 +1,4 @@
-"""ImageNet: from miniatures of its archives, or from a user's folders, to lists with ImageFolder's labels."""
+"""ImageNet: from miniatures of its archives, or a user's folders, to lists with ImageFolder's labels."""
 import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
@@ -90,9 +90,14 @@ def test_goes_on_where_a_run_was_killed(download, root, rng, monkeypatch):
     photos = make_imagenet(download, rng)
     seen = []
 
-    def killed_at_the_third(archive, target, **options):
+    def seen_unpack(archive, target, **options):
         seen.append(archive.name)
-        unpacked = unpack(archive, target, **options)
+        return unpack(archive, target, **options)
+
+    def killed_at_the_third(archive, target, stop, **options):
+        if len(seen) == 3:
+            assert stop.wait(60)
+        unpacked = seen_unpack(archive, target, stop=stop, **options)
         if len(seen) == 3:      # unpacked, and its archive is still there
             raise KeyboardInterrupt
         return unpacked
@@ -105,9 +110,10 @@ def test_goes_on_where_a_run_was_killed(download, root, rng, monkeypatch):
     assert not (root / "imagenet" / "train_list.txt").exists()
     for archive in download.iterdir():      # what was taken is not taken again
         archive.unlink()
-    seen[:] = ["other", "other", "other"]
+    seen.clear()
+    monkeypatch.setattr(imagenet, "unpack", seen_unpack)
     _prepare(root, download, jobs=1)
-    assert seen[3:] == left
+    assert seen == left
     _check(root / "imagenet", photos)
 
 
@@ -190,6 +196,18 @@ def test_one_part_alone(download, root, tmp_path, rng):
         assert {(images.name(i).split("/")[-2], label) for i, label in enumerate(images.labels.tolist())} \
             == {(wnid, label) for label, wnid in enumerate(classes)}
         assert not (root / part / "imagenet" / f"{other}_list.txt").exists()
+
+
+def test_a_part_that_is_gone_leaves_no_list(download, root, rng):
+    photos = make_imagenet(download, rng)
+    _prepare(root, download)
+    for photo in photos:
+        if photo.part == "train":
+            (root / "imagenet" / photo.path).unlink()
+    with pytest.raises(UserError, match="no training images are in"):
+        _prepare(root, download)
+    assert _prepare(root, download, partial=True).lists == ["val_list.txt"]
+    assert not (root / "imagenet" / "train_list.txt").exists()
 
 
 def test_nothing_at_all(root, tmp_path):

@@ -17,7 +17,7 @@ def _image(file, seed: int = 0) -> None:
 
 
 def _work(tmp_path, **options) -> Work:
-    return Work(DataSet("mine", "", "", "", None), tmp_path / "data", tmp_path / "from", **options)
+    return Work(DataSet("mine", "", "", ""), tmp_path / "data", tmp_path / "from", **options)
 
 
 def _lines(file) -> list[str]:

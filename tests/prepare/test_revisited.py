@@ -121,5 +121,29 @@ def test_distractors(tmp_path, prefix):
     assert list(source.names) == [f"jpg/{name}" for name in files]
     some = prepare_distractors(Work(DATA_SETS["revisitop1m"], tmp_path / "some", web), 1)
     assert some.counts == {"distractors": 4}
-    with pytest.raises(UserError, match="has no jpg/revisitop1m.[0-9]+.tar.gz"):
+    with pytest.raises(UserError, match="has no jpg/revisitop1m.4.tar.gz, .* and 92 more"):
         prepare_distractors(Work(DATA_SETS["revisitop1m"], tmp_path / "all", web), None)
+
+
+def test_a_table_that_was_mended_is_taken_again(tmp_path):
+    web = tmp_path / "web"
+    make_distractors(web, np.random.default_rng(0))
+    lines = (web / "revisitop1m.txt").read_text().splitlines()
+    root = tmp_path / "data"
+    prepare_distractors(Work(DATA_SETS["revisitop1m"], root, web), 3)
+    (web / "revisitop1m.txt").write_text("\n".join(lines[3:]) + "\n")
+    again = prepare_distractors(Work(DATA_SETS["revisitop1m"], root, web), 3)
+    assert again.counts == {"distractors": 9}
+    assert prepare_distractors(Work(DATA_SETS["revisitop1m"], root), 3) == again        # and without --from
+
+
+def test_a_folder_in_its_place_is_taken_as_it_is(tmp_path):
+    web, root = tmp_path / "web", tmp_path / "data"
+    images = make_distractors(web, np.random.default_rng(0))
+    folder = root / "revisitop1m"
+    for name, content in images.items():
+        (folder / "jpg" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "jpg" / name).write_bytes(content)
+    (folder / "revisitop1m.txt").write_bytes((web / "revisitop1m.txt").read_bytes())
+    prepared = prepare_distractors(Work(DATA_SETS["revisitop1m"], root, folder), None)
+    assert prepared.counts == {"distractors": 12} and not (folder / "jpg").is_symlink()

@@ -146,7 +146,7 @@ def test_the_last_of_two_members_of_one_name_stays(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_members_are_picked_and_placed(tmp_path, kind):
-    files = {"top/jpg": None, "top/jpg/1.jpg": b"1", "top/jpg/2.jpg": b"22", "top/readme": b"no" * 90_000}
+    files = {"top/jpg": None, "top/jpg/1.jpg": b"1", "top/jpg/2.jpg": b"22", "top/readme": bytes(3_000_000)}
     archive, asked = _pack(tmp_path / "a", files, kind), []
 
     def place(name):
@@ -284,6 +284,8 @@ def test_files_and_folders_do_not_take_each_others_place(tmp_path, kind):
     _refused(_pack(tmp_path / "d", {"n/x": b"1", "n": b"1"}, kind), tmp_path, "'n' is a file where another")
     with pytest.raises(UserError, match="kept.txt, where .* shall be unpacked, is no folder"):
         unpack(tmp_path / "a", tmp_path / "target" / "kept.txt")
+    with pytest.raises(UserError, match="cannot make the folder .*/kept.txt/.x.a.unpacking"):
+        unpack(tmp_path / "a", tmp_path / "target" / "kept.txt" / "x")
 
 
 def _encrypted(path: Path) -> Path:
@@ -392,6 +394,16 @@ def test_the_bound_is_on_all_members(tmp_path):
     for kind in KINDS:
         archive = _pack(tmp_path / kind, {str(i): bytes(1000) for i in range(10)}, kind)
         _refused(archive, tmp_path, "may to 0.000 GB", max_bytes=9_999)
+        _refused(archive, tmp_path, "may to 0.000 GB", max_bytes=9_999, place=lambda name: None)
+
+
+@pytest.mark.parametrize("bound", [{"max_bytes": 99_999}, {"max_files": 1}, {}])
+def test_a_zips_directory_is_looked_at_before_anything_is_written(tmp_path, monkeypatch, bound):
+    archive, asked = _pack(tmp_path / "a", {"x": b"1", "y": bytes(100_000)}, "zip"), []
+    if not bound:
+        monkeypatch.setattr(guards, "free_bytes", lambda folder: 100_000)
+    _refused(archive, tmp_path, "unpacks to|members|make room", place=asked.append, **bound)
+    assert asked == []
 
 
 def test_the_usual_bound(tmp_path):
@@ -432,7 +444,7 @@ def test_bombs_that_lie_about_their_size(tmp_path):
 @pytest.mark.parametrize("type", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE,
                                   tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
 def test_headers_that_claim_gigabytes_are_not_read(tmp_path, type, monkeypatch):
-    """A gigabyte in 1 MB of gzip, as a name."""
+    """A gigabyte in 1 MB of gzip, as a name; also after an honest member."""
     taken = []
     read = streams.Bounded.read
 
@@ -443,11 +455,24 @@ def test_headers_that_claim_gigabytes_are_not_read(tmp_path, type, monkeypatch):
 
     monkeypatch.setattr(streams.Bounded, "read", counted)
     with gzip.open(tmp_path / "a.tgz", "wb", compresslevel=1) as file:
+        file.write(_header("x", b"1").tobuf() + b"1".ljust(512, b"\0"))
         file.write(_header("bomb", b"", size=2 ** 33, type=type).tobuf(tarfile.GNU_FORMAT))
         for _ in range(50):
             file.write(b"x" * 2 ** 20)
     _refused(tmp_path / "a.tgz", tmp_path, "headers that claim to be of an absurd length")
     assert sum(taken) < 2 ** 21
+
+
+def test_members_are_not_gathered_in_memory(tmp_path, monkeypatch):
+    seen, following = [], tarfile.TarFile.next
+
+    def looked_at(self):
+        seen.append(len(self.members))
+        return following(self)
+
+    monkeypatch.setattr(tarfile.TarFile, "next", looked_at)
+    unpack(_pack(tmp_path / "a", {str(i): b"" for i in range(20)}, "tar"), tmp_path / "target")
+    assert len(seen) > 20 and max(seen) <= 1
 
 
 def test_many_headers_before_one_member(tmp_path):
