@@ -7,6 +7,7 @@ from dolg.files import file_digest
 
 FILE = "manifest.json"
 FORMAT = "dolg data set"
+_FORMATS = (FORMAT, 1)        # 1: the synthetic landmarks, whose parameters are all there is to know
 
 # Folder under DATA_DIR -> the command that makes it
 COMMANDS = {
@@ -25,24 +26,31 @@ def how_to_get(folder: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of the data set in a folder; None where nothing prepared it. Raises UserError where it
-    cannot be read."""
+    """The manifest of the data set in a folder; None where no command of ours made it.
+
+    Raises UserError where it is damaged.
+    """
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / FILE} cannot be read ({error}): prepare the data set again") from None
-    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        if FORMAT not in text:      # somebody else's file of that name
+            return None
+        raise UserError(f"{folder / FILE} is damaged ({error}): prepare the data set again") from None
+    return content if isinstance(content, dict) and content.get("format") in _FORMATS else None
 
 
 def data_record(folder: Path) -> dict | None:
     """What a result says of the data set that it was made from, as plain data: {"name", "variant", "counts",
-    "manifest_sha256"}; None where nothing prepared the folder. Of a folder inside one it is that of the set."""
+    "manifest_sha256"}; None where no command of ours made it. Of a folder inside one it is the set's."""
     folder = folder.absolute()
     for place in (folder, *folder.parents[:2]):
         if manifest := read_manifest(place):
-            counts = {what: found["found"] for what, found in manifest["counts"].items()}
-            return {"name": manifest["name"], "variant": manifest["variant"], "counts": counts,
-                    "manifest_sha256": file_digest(place / FILE)}
+            counts = {what: found["found"] if isinstance(found, dict) else found
+                      for what, found in manifest["counts"].items()}
+            return {"name": manifest.get("name", place.name), "variant": manifest.get("variant", ""),
+                    "counts": counts, "manifest_sha256": file_digest(place / FILE)}
     return None

@@ -68,7 +68,7 @@ def write_lists(work: Work, rows: Sequence[Row], share: float) -> Prepared:
         # Before the lists, which are of whole images without it
         write_boxes(cropped / BOXES, ((beside + row.path, row.box) for row in rows))
         _write(cropped, lists, beside)
-        prepared.folders[cropped.name] = list(lists)
+        prepared.folders[cropped.name] = [*lists, BOXES]
     return prepared
 
 

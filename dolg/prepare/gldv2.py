@@ -65,7 +65,7 @@ def prepare(work: Work, parts: Sequence[str], every_image: bool, min_images: int
         if not work.adopt(part, "0"):
             units += [Unit(item, part, as_it_is) for item in GLDV2_PARTS[part][:archives]]
     work.obtain(units)
-    prepared = Prepared({})
+    prepared = Prepared({}, adds=True)
     for part in parts:
         if part == "train":
             _training_lists(work, training, min_images, val_share, seed, prepared)

@@ -28,12 +28,14 @@ class Prepared:
         lists: names of the lists, relative to the data set's folder.
         variant: of the images, where there are several.
         folders: further folders beside the data set's, with their lists.
+        adds: whether other lists that an earlier run made stay beside these.
     """
 
     counts: dict[str, int]
     lists: list[str] = field(default_factory=list)
     variant: str = ""
     folders: dict[str, list[str]] = field(default_factory=dict)
+    adds: bool = False
 
 
 def present(folder: Path, paths: Sequence[str], what: str, partial: bool | None) -> np.ndarray:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dolg
 from dolg.core.logging import say
-from dolg.data.manifest import FILE, FORMAT
+from dolg.data.manifest import FILE, FORMAT, read_manifest
 from dolg.files import file_digest, write_atomically
 from dolg.prepare.lists import Prepared
 from dolg.prepare.work import Work
@@ -16,14 +16,26 @@ def write_manifests(work: Work, prepared: Prepared, options: dict) -> None:
     The same files and options give the same bytes, so that its digest names the data set.
     """
     published = work.dataset.counts
-    counts = {what: {"found": found, "published": published.get(what)} for what, found in prepared.counts.items()}
+    counts = {what: {"found": found, "published": published.get(what)}
+              for what, found in prepared.counts.items()}
     common = {"format": FORMAT, "library": f"dolg {dolg.__version__}", "title": work.dataset.title,
               "page": work.dataset.page, "licence": work.dataset.licence, "variant": prepared.variant,
-              "options": options, "counts": counts, "files": work.marks()}
+              "files": work.marks()}
     for name, lists in {work.dataset.name: prepared.lists, **prepared.folders}.items():
         folder = work.folder.parent / name
-        manifest = {**common, "name": name, "beside": sorted(set(prepared.folders) - {name}), "lists": {file: _list_facts(folder / file) for file in lists}}
+        made = {"options": options, "counts": counts,
+                "lists": {file: _list_facts(folder / file) for file in lists}}
+        if prepared.adds:
+            made = _added(folder, made)
+        manifest = {**common, "name": name, "beside": sorted(set(prepared.folders) - {name}), **made}
         write_atomically(folder / FILE, json.dumps(manifest, indent=1) + "\n")
+
+
+def _added(folder: Path, made: dict) -> dict:
+    """What was made, and what the folder's manifest names of an earlier run that is there still."""
+    before = read_manifest(folder) or {}
+    merged = {key: {**before.get(key, {}), **value} for key, value in made.items()}
+    return {**merged, "lists": {name: facts for name, facts in merged["lists"].items() if (folder / name).exists()}}
 
 
 def say_counts(work: Work, prepared: Prepared) -> None:

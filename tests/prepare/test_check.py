@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dolg.data.landmarks import LandmarkParams, make_landmarks
 from dolg.data.manifest import COMMANDS, data_record, how_to_get, read_manifest
 from dolg.errors import UserError
 from dolg.prepare.catalogue import DATA_SETS, DataSet
@@ -100,8 +101,18 @@ def test_a_folder_that_nothing_prepared(tmp_path):
     (tmp_path / "cub" / "manifest.json").write_text('{"format": "something else"}')
     assert read_manifest(tmp_path / "cub") is None and data_record(tmp_path / "cub") is None
     (tmp_path / "cub" / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="manifest.json cannot be read"):
-        read_manifest(tmp_path / "cub")
+    assert data_record(tmp_path / "cub") is None            # of somebody else
+    (tmp_path / "cub" / "manifest.json").write_text('{"format": "dolg data set",')
+    with pytest.raises(UserError, match="manifest.json is damaged"):
+        data_record(tmp_path / "cub")
+
+
+def test_synthetic_landmarks_are_recorded_too(tmp_path):
+    params = LandmarkParams(train_landmarks=2, train_photos=2, val_photos=1, test_landmarks=2, distractors=4)
+    made = make_landmarks(tmp_path, params, 1, progress=False)
+    record = data_record(tmp_path / "synthetic" / "jpg")
+    counts = {what: count for what, count in made["synthetic"].items() if what != "made"}
+    assert record["name"] == "synthetic" and record["counts"] == counts
 
 
 def test_manifest(prepared, capsys):

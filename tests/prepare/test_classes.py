@@ -124,7 +124,7 @@ def test_cropped_lists_have_a_box_for_every_image(name, download, root, rng):
     photos = SETS[name][1](download, rng)
     prepared = _prepare(name, root, download)
     folder = root / f"{name}_cropped"
-    assert prepared.folders == {folder.name: prepared.lists}
+    assert prepared.folders == {folder.name: [*prepared.lists, "boxes.csv"]}
     boxes = {photo.path: photo.box for photo in photos}
     for file in prepared.lists:
         whole = _entries(root / name / file)

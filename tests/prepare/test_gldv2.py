@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from dolg.data.image_list import read_image_list
+from dolg.data.manifest import read_manifest
 from dolg.errors import UserError
 from dolg.prepare.catalogue import DATA_SETS
 from dolg.prepare.gldv2 import prepare, read_clean, read_table, training_split
+from dolg.prepare.record import write_manifests
 from dolg.prepare.work import Work
 from tests.prepare.landmark_miniatures import MakeGLDv2, gldv2_path
 
@@ -70,6 +72,18 @@ def test_other_parts_and_sizes(tmp_path, miniature):
         height, width = cv2.imread(str(work.folder / path)).shape[:2]
         expected.append(f"{path},{label},{width},{height}")
     assert (work.folder / "train_sizes.csv").read_text().splitlines() == expected
+
+
+def test_parts_of_several_runs_stay_together(tmp_path, miniature):
+    work = Work(DATA_SETS["gldv2"], tmp_path / "data", miniature.folder)
+    for parts in (("train",), ("index",), ("test",)):
+        write_manifests(work, _prepare(work, parts), {"parts": parts})
+    manifest = read_manifest(work.folder)
+    assert set(manifest["lists"]) == {"train_list.txt", "val_list.txt", "index_list.txt", "test_list.txt"}
+    assert manifest["counts"]["index images"]["found"] == 12 and manifest["counts"]["classes"]["published"] == 81_313
+    (work.folder / "val_list.txt").unlink()
+    write_manifests(work, _prepare(work, ("test",)), {"parts": ("test",)})
+    assert set(read_manifest(work.folder)["lists"]) == {"train_list.txt", "index_list.txt", "test_list.txt"}
 
 
 def test_the_same_again_is_the_same_and_reads_no_archive(tmp_path, miniature):
