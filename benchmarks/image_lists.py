@@ -1,4 +1,4 @@
-"""Five million images: training lists made from train_clean.csv, and loaded. python benchmarks/image_lists.py
+"""Training lists of five million images, made and loaded: python benchmarks/image_lists.py
 
 Beside it the straightforward way: dictionaries and lists of strings, as the scripts that people share for
 GLDv2 have it. Each step runs in a process of its own, whose highest memory is reported less that of a
@@ -57,8 +57,8 @@ def build_plainly(folder: Path) -> int:
             images_of[int(landmark)] += images.split()
     random.seed(0)
     label_of = {landmark: label for label, landmark in enumerate(sorted(images_of))}
-    pairs = [(f"train/{i[0]}/{i[1]}/{i[2]}/{i}.jpg", label_of[landmark]) for landmark, images in images_of.items()
-             for i in images]
+    pairs = [(f"train/{i[0]}/{i[1]}/{i[2]}/{i}.jpg", label_of[landmark])
+             for landmark, images in images_of.items() for i in images]
     random.shuffle(pairs)
     first = int(len(pairs) * VAL_SHARE)
     for name, part in (("plain_train.txt", pairs[first:]), ("plain_val.txt", pairs[:first])):
@@ -85,7 +85,8 @@ def nothing(folder: Path) -> int:
 def _measured(step: Callable[[Path], int], folder: Path, pipe) -> None:
     start = time.perf_counter()
     count = step(folder)
-    pipe.send((count, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    seconds, memory = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pipe.send((count, seconds, memory / 1024))
 
 
 def measure(step: Callable[[Path], int], folder: Path) -> tuple[int, float, float]:
@@ -109,7 +110,8 @@ def main() -> None:
         folder = Path(name)
         write_table(folder / "train_clean.csv", args.images, args.classes)
         size = (folder / "train_clean.csv").stat().st_size
-        print(f"{args.images:,} images of {args.classes:,} classes, table of {size / 1e6:.0f} MB; one thread")
+        print(f"{args.images:,} images of {args.classes:,} classes, table of {size / 1e6:.0f} MB; "
+              "one thread")
         base, figures = measure(nothing, folder)[2], {}
         for step in (build, build_plainly, load, load_plainly):
             count, seconds, memory = measure(step, folder)
@@ -117,7 +119,8 @@ def main() -> None:
             figures[step.__name__] = {"seconds": seconds, "MB": memory - base}
             print(f"{step.__name__:14} {seconds:7.1f} s {memory - base:7.0f} MB")
     for ours, plain in (("build", "build_plainly"), ("load", "load_plainly")):
-        time_ratio, memory_ratio = (figures[plain][what] / figures[ours][what] for what in ("seconds", "MB"))
+        time_ratio, memory_ratio = (figures[plain][what] / figures[ours][what]
+                                    for what in ("seconds", "MB"))
         print(f"{ours}: {time_ratio:.2f} x as fast, {memory_ratio:.1f} x less memory")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.preloaded import Command, Server
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DOLG_SHARED", ROOT.parent / "shared"))
 
 
-# Files that take minutes: first, so that none is begun when all others are done
-SLOW = ("test_real_photographs.py", "test_interruptions.py", "test_shards.py", "test_training.py",
-        "test_rrt_training.py", "test_command.py")
+# Files that take most of a minute or more: first, so that none is begun when all others are done
+SLOW = ("test_real_photographs.py", "test_commands.py", "test_interruptions.py", "test_configs.py",
+        "test_models.py", "test_counting.py", "test_real_truth.py", "test_extract.py",
+        "test_rrt_training.py", "test_training.py", "test_landmarks.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -46,13 +49,52 @@ def conformance(shared):
 
 
 @pytest.fixture(scope="session")
-def run_tool():
-    """`run_tool("tools/train.py", ...)` runs a command as a user does; gives the finished process."""
+def start_command(tmp_path_factory):
+    """`start_command(["tools/train.py", ...], ...)` starts a command as a process of its own, as
+    subprocess.Popen does with the interpreter before it; see Command."""
+    server = None
 
-    def run(script: str, *args, env: dict | None = None, timeout: int = 300):
-        return subprocess.run(
-            [sys.executable, str(ROOT / script), *map(str, args)], cwd=ROOT, text=True,
-            capture_output=True, timeout=timeout, env={**os.environ, **(env or {})})
+    def start(command: list, cwd: Path = ROOT, env: dict | None = None, **options) -> Command:
+        nonlocal server
+        server = server or Server()
+        return Command(server, command, tmp_path_factory.mktemp("command"), cwd,
+                       {**os.environ, **(env or {})}, **options)
+
+    yield start
+    if server:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def run_tool(start_command):
+    """`run_tool("tools/train.py", ...)` runs a command as a user does; gives the finished process.
+
+    Each command has a test that gives `fresh`, for a new interpreter: what a command forgets to
+    import might be there already otherwise.
+    """
+
+    def run(script: str, *args, env: dict | None = None, timeout: int = 300, fresh: bool = False):
+        command = [str(ROOT / script), *map(str, args)]
+        if fresh or script.startswith("revisitop/"):        # those start in no time
+            return subprocess.run([sys.executable, *command], cwd=ROOT, text=True, timeout=timeout,
+                                  capture_output=True, env={**os.environ, **(env or {})})
+        process = start_command(command, env=env)
+        output = process.communicate(timeout)
+        return subprocess.CompletedProcess(command, process.returncode, *output)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def torchrun(start_command):
+    """`torchrun(2, "tools/train.py", ...)` runs a command in two processes, each of which torchrun
+    begins with a new interpreter; gives the finished torchrun."""
+
+    def run(processes: int, script: str, *args, env: dict | None = None, timeout: int = 300):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+        process = start_command([*launcher, script, *args], env={"OMP_NUM_THREADS": "1", **(env or {})})
+        output = process.communicate(timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
     return run
 

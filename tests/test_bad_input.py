@@ -31,7 +31,8 @@ def _line(done) -> str:
     (["MODEL.ARCH", "golg"], "choose one of cgd, delg, dolg, gem, rrt, rrt_sop, superglobal (did you mean 'dolg'?)"),
 ])
 def test_training(run_tool, tiny, tmp_path, options, message):
-    done = run_tool("tools/train.py", *tiny, "OUT_DIR", tmp_path / "out", *options)
+    done = run_tool("tools/train.py", *tiny, "OUT_DIR", tmp_path / "out", *options,
+                    fresh="OPTIM.MAX_EPOCH" in options)
     assert message in _line(done)
     assert not (tmp_path / "out" / "checkpoints").exists()
 

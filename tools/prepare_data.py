@@ -17,7 +17,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--from", type=Path, dest="given", metavar="DIR",
         help="take archives, or what was unpacked of them, from here instead of downloading")
     add("--check", action="store_true", help="decode every image of the prepared data set, and report")
-    add("--mirror", default="", metavar="URL", help="download from a folder here instead of the published places")
+    add("--mirror", default="", metavar="URL", help="download from a folder here, not the published places")
     add("--jobs", type=int, default=4, metavar="N", help="files fetched and unpacked at once (default: 4)")
     add("--workers", type=int, default=-1, metavar="N", help="processes of --check (default: one per core)")
     add("--remove-archives", action="store_true", help="delete what was downloaded once it is unpacked")
@@ -28,7 +28,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_options(name: str, add) -> None:
     """The options of one data set alone."""
     if name in ("roxford5k", "rparis6k"):
-        add("--variant", default="", metavar="TEXT", help="which images those of --from are, for the record")
+        add("--variant", default="", metavar="TEXT", help="which images are in --from, for the record")
     if name in ("revisitop1m", "gldv2"):
         add("--archives", type=int, metavar="N", help="the first N archives alone")
     if name == "gldv2":
@@ -36,7 +36,8 @@ def add_options(name: str, add) -> None:
             help="train, index, test (default: train)")
         add("--every-image", action="store_true", help="train on train.csv, not on its clean subset")
         add("--min-images", type=int, default=1, metavar="N", help="leave classes of fewer images out")
-        add("--sizes", action="store_true", help="also write path,label,width,height as the RRT code has it")
+        add("--sizes", action="store_true",
+            help="also write path,label,width,height as the RRT code has it")
     if name in ("gldv2", *OWN):
         add("--val-share", type=float, default=0.2, metavar="SHARE",
             help="of each class's images, held out in val_list.txt (default: 0.2)")
@@ -50,8 +51,9 @@ def add_options(name: str, add) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Download (or find), verify and unpack a data set, and write the lists that configurations "
-                    "name. Stopped at any moment it goes on where it was. See datasets/README.md.")
+        description="Download (or find), verify and unpack a data set, and write the lists that "
+                    "configurations name. Stopped at any moment it goes on where it was. See "
+                    "datasets/README.md.")
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     for name in PREPARERS:
         title = OWN.get(name) or DATA_SETS[name].title

@@ -14,13 +14,14 @@ def data_used(cfg) -> dict:
     """By configuration key, the data sets that `cfg` names: {"folder", "file", "sha256",
     "boxes_sha256", "prepared"}.
 
-    `file` is the list, or the ground truth, and `sha256` its digest (None of shards); `boxes_sha256` that of
-    the boxes that its images are cut to, if they are; `prepared` is what `data_record` says, None where no
-    command of this project prepared the set.
+    `file` is the list, or the ground truth, and `sha256` its digest (None of shards); `boxes_sha256` that
+    of the boxes that its images are cut to, if they are; `prepared` is what `data_record` says, None where
+    no command of this project prepared the set.
     """
     named = {"TRAIN": (cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT), "TEST": (cfg.TEST.DATASET, cfg.TEST.SPLIT),
              "TEST.RETRIEVAL": (cfg.TEST.RETRIEVAL, f"gnd_{cfg.TEST.RETRIEVAL}.pkl")}
-    return {key: _used(Path(cfg.DATA_DIR) / folder, file) for key, (folder, file) in named.items() if folder}
+    root = Path(cfg.DATA_DIR)
+    return {key: _used(root / folder, file) for key, (folder, file) in named.items() if folder}
 
 
 def record_data(cfg) -> None:
@@ -35,9 +36,9 @@ def check_same_data(cfg) -> None:
         return
     before, now = json.loads(file.read_text(encoding="utf-8")).get("TRAIN", {}), data_used(cfg)["TRAIN"]
     if any(before.get(key) != now[key] for key in ("sha256", "boxes_sha256")):
-        raise UserError(f"{now['folder']}/{now['file']} or its boxes were changed since the run in {cfg.OUT_DIR} "
-                        "began, which cannot go on with other images: give another OUT_DIR, or the files as they "
-                        "were")
+        raise UserError(f"{now['folder']}/{now['file']} or its boxes were changed since the run in "
+                        f"{cfg.OUT_DIR} began, which cannot go on with other images: give another OUT_DIR, "
+                        "or the files as they were")
 
 
 def _used(folder: Path, name: str) -> dict:

@@ -113,8 +113,8 @@ def write_boxes(file: Path, rows: Iterable[tuple[str, Box]]) -> None:
 
 
 def pixels_inside(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of what a box (x1, y1, x2, y2), its corners truncated to integers, leaves of
-    an image of height x width pixels.
+    """(top, left, height, width) of what a box (x1, y1, x2, y2), its corners truncated to integers,
+    leaves of an image of height x width pixels.
 
     Raises ValueError if that is nothing.
     """

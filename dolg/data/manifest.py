@@ -1,4 +1,4 @@
-"""What is known of a prepared data set: the file manifest.json that `tools/prepare_data.py` leaves in its folder."""
+"""What is known of a prepared data set: the manifest.json that `tools/prepare_data.py` leaves in it."""
 import json
 from pathlib import Path
 
@@ -21,8 +21,8 @@ COMMANDS = {
 def how_to_get(folder: Path) -> str:
     """What to type for a data set's folder that is missing."""
     name = folder.name
-    command = COMMANDS.get(name, f"python tools/prepare_data.py folder (or csv) --name {name} --from YOUR_IMAGES")
-    return f"{command} --root {folder.parent} makes it"
+    own = f"python tools/prepare_data.py folder (or csv) --name {name} --from YOUR_IMAGES"
+    return f"{COMMANDS.get(name, own)} --root {folder.parent} makes it"
 
 
 def read_manifest(folder: Path) -> dict | None:
@@ -44,8 +44,9 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def data_record(folder: Path) -> dict | None:
-    """What a result says of the data set that it was made from, as plain data: {"name", "variant", "counts",
-    "manifest_sha256"}; None where no command of ours made it. Of a folder inside one it is the set's."""
+    """What a result says of the data set that it was made from, as plain data: {"name", "variant",
+    "counts", "manifest_sha256"}; None where no command of ours made it. Of a folder inside one it is the
+    set's."""
     folder = folder.absolute()
     for place in (folder, *folder.parents[:2]):
         if manifest := read_manifest(place):

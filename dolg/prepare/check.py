@@ -58,16 +58,18 @@ def check(folder: Path, workers: int = -1) -> None:
         new = np.flatnonzero(~np.isin(digests, seen))
         seen = np.union1d(seen, digests)
         checked += len(new)
-        problems += [f"{source.path(index)}: {reason}" for index, reason in _decoded(what, source, new, workers)]
+        problems += [f"{source.path(index)}: {reason}"
+                     for index, reason in _decoded(what, source, new, workers)]
     report = {"manifest_sha256": file_digest(folder / FILE), "images": checked, "problems": problems}
     write_atomically(folder / REPORT, json.dumps(report, indent=1) + "\n")
     for line in problems[:_SHOWN]:
         say(f"  {line}")
     if problems:
         more = f", all in {folder / REPORT}" if len(problems) > _SHOWN else ""
-        raise UserError(f"{folder}: {len(problems)} of {checked} images or lists are not as they should be{more}")
-    say(f"{folder}: {checked} images, all of them there and decodable; {len(manifest['lists'])} lists as they "
-        "were made")
+        raise UserError(f"{folder}: {len(problems)} of {checked} images or lists are not as they should "
+                        f"be{more}")
+    say(f"{folder}: {checked} images, all of them there and decodable; {len(manifest['lists'])} lists as "
+        "they were made")
 
 
 def _changed_lists(folder: Path, manifest: dict) -> Iterator[tuple[str, str]]:
@@ -88,12 +90,13 @@ def _sources(folder: Path, manifest: dict) -> Iterator[tuple[str, ImageSource]]:
             yield part, source
 
 
-def _decoded(what: str, source: ImageSource, indexes: np.ndarray, workers: int) -> Iterator[tuple[int, str]]:
+def _decoded(what: str, source: ImageSource, indexes: np.ndarray,
+             workers: int) -> Iterator[tuple[int, str]]:
     """The images that cannot be decoded, and why."""
     jpeg_decoder()      # once, before the workers start
     workers = worker_count(workers, 1)
-    loader = DataLoader(_Verdicts(source, indexes), batch_size=_TOGETHER, collate_fn=list, num_workers=workers,
-                        multiprocessing_context="fork" if workers else None)
+    loader = DataLoader(_Verdicts(source, indexes), batch_size=_TOGETHER, collate_fn=list,
+                        num_workers=workers, multiprocessing_context="fork" if workers else None)
     with one_opencv_thread():
         blocks = iter(loader)
     with tqdm(desc=what, total=len(indexes), unit="image", leave=False, disable=None) as bar:

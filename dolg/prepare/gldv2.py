@@ -1,4 +1,4 @@
-"""Google Landmarks v2 (Weyand et al., CVPR 2020): training lists of its clean subset, index and test lists."""
+"""Google Landmarks v2 (Weyand et al., CVPR 2020): lists of its training, index and test images."""
 import csv
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,8 @@ from dolg.prepare.lists import Prepared, held_out, present, write_list
 from dolg.prepare.work import Unit, Work, as_it_is
 
 _ID = 16            # letters of an image's id
-_TABLES = {"train": (), "index": ("index", "retrieval_solution_v2.1"),
+# Of index and test; training has train_clean or train
+_TABLES = {"index": ("index", "retrieval_solution_v2.1"),
            "test": ("test", "retrieval_solution_v2.1", "recognition_solution_v2.1")}
 _TRAINING_LISTS = ("train_list.txt", "val_list.txt")
 _THREADS, _LOOKED_AT = 16, 1024
@@ -44,8 +45,8 @@ class Paths(Sequence):
         return f"{self.part}/{name[0]}/{name[1]}/{name[2]}/{name}.jpg"
 
 
-def prepare(work: Work, parts: Sequence[str], every_image: bool, min_images: int, val_share: float, seed: int,
-            archives: int | None, sizes: bool) -> Prepared:
+def prepare(work: Work, parts: Sequence[str], every_image: bool, min_images: int, val_share: float,
+            seed: int, archives: int | None, sizes: bool) -> Prepared:
     """Fetch `parts` ("train", "index", "test") and write their lists.
 
     Args:
@@ -59,7 +60,8 @@ def prepare(work: Work, parts: Sequence[str], every_image: bool, min_images: int
     """
     work.partial = work.partial or archives is not None
     training = "train" if every_image else "train_clean"
-    tables = dict.fromkeys(table for part in parts for table in (*_TABLES[part], *[training] * (part == "train")))
+    tables_of = {**_TABLES, "train": (training,)}
+    tables = dict.fromkeys(table for part in parts for table in tables_of[part])
     units = [Unit(GLDV2_TABLES[table]) for table in tables]
     for part in parts:
         if not work.adopt(part, "0"):
@@ -77,7 +79,7 @@ def prepare(work: Work, parts: Sequence[str], every_image: bool, min_images: int
 
 
 def read_clean(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Image ids (N,) bytes and landmarks (N,) int64 of train_clean.csv, a landmark and its images per line."""
+    """Image ids (N,) bytes and landmarks (N,) int64 of train_clean.csv, which has a landmark per line."""
     text, landmarks, counts = bytearray(), [], []
     for number, line in _lines(file, "landmark_id,images"):
         landmark, _, images = line.partition(",")
@@ -91,13 +93,14 @@ def read_clean(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_table(file: Path, column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Image ids (N,) bytes of a table with an image per line, and the numbers (N,) int64 of a column; without
-    `column`, zeros."""
+    """Image ids (N,) bytes of a table with an image per line, and the numbers (N,) int64 of a column;
+    without `column`, zeros."""
     text, numbers = bytearray(), []
     with open(file, newline="", encoding="utf-8") as lines:
         rows = csv.DictReader(lines)
         if not {"id", column or "id"} <= set(rows.fieldnames or ()):
-            raise UserError(f"{file} has no columns id{f' and {column}' if column else ''} in its first line")
+            raise UserError(f"{file} has no columns id{f' and {column}' if column else ''} in its first "
+                            "line")
         for row in rows:
             number = row[column] if column else "0"
             if len(row["id"] or "") != _ID or not (number or "").isdecimal():
@@ -112,8 +115,8 @@ def training_split(ids: np.ndarray, landmarks: np.ndarray, min_images: int, val_
                    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Ids (n,), labels (n,) of 0, 1, ..., which of them are held out (n,), and each label's landmark.
 
-    Classes of fewer than `min_images` are left out; each of the others keeps one image at least to train on.
-    In the order of the landmarks' numbers, and of the ids, whatever the order given.
+    Classes of fewer than `min_images` are left out; each of the others keeps one image at least to train
+    on. In the order of the landmarks' numbers, and of the ids, whatever the order given.
     """
     order = np.lexsort((ids, landmarks))
     ids, landmarks = ids[order], landmarks[order]

@@ -57,9 +57,9 @@ def present(folder: Path, paths: Sequence[str], what: str, partial: bool | None)
     if len(missing) == len(paths) or (len(missing) and not partial):
         some = ", ".join(paths[i] for i in missing[:3])
         hint = "--partial takes those that are there, and " if partial is False else ""
-        raise UserError(f"of the {len(paths)} {what}, {len(missing)} are not in {folder}: {some}"
-                        f"{', ...' if len(missing) > 3 else ''} ({hint}without the folder .prepared all archives "
-                        "are unpacked again)")
+        more = ", ..." if len(missing) > 3 else ""
+        raise UserError(f"of the {len(paths)} {what}, {len(missing)} are not in {folder}: {some}{more} "
+                        f"({hint}without the folder .prepared all archives are unpacked again)")
     if len(missing):
         say(f"{len(missing)} of the {len(paths)} {what} are not there and are left out")
     return mask
@@ -120,7 +120,6 @@ def name_digests(names: Sequence[str] | Sequence[bytes] | np.ndarray, seed: int 
         block = names[start:start + _BLOCK]
         if isinstance(block, np.ndarray):
             block = block.tolist()
-        digests += b"".join(
-            hashlib.blake2b(name if isinstance(name, bytes) else os.fsencode(name), digest_size=8, salt=salt).digest()
-            for name in block)
+        encoded = (name if isinstance(name, bytes) else os.fsencode(name) for name in block)
+        digests += b"".join(hashlib.blake2b(name, digest_size=8, salt=salt).digest() for name in encoded)
     return np.frombuffer(digests, ">u8").astype(np.uint64)

@@ -53,13 +53,15 @@ def prepare_table(work: Work, val_share: float, seed: int) -> Prepared:
     rows = read_images(work.given / "images.csv")
     work.folder.mkdir(parents=True, exist_ok=True)
     _link(work.folder / "images", work.given)
-    there = present(work.folder / "images", [row.path for row in rows], "images of images.csv", work.partial)
+    there = present(work.folder / "images", [row.path for row in rows], "images of images.csv",
+                    work.partial)
     rows = [row for row, is_there in zip(rows, there) if is_there]
     parts = {role: [row for row in rows if row.role == role] for role in _ROLES}
     prepared = Prepared({})
     if training := parts["train"]:
         labels = np.array([_required_label(work.given / "images.csv", row) for row in training])
-        prepared = _training_lists(work.folder, [f"images/{row.path}" for row in training], labels, val_share, seed)
+        paths = [f"images/{row.path}" for row in training]
+        prepared = _training_lists(work.folder, paths, labels, val_share, seed)
     if parts["query"] or parts["database"]:
         _benchmark(work, parts["query"], parts["database"], prepared)
     if parts["distractor"]:
@@ -90,13 +92,17 @@ def read_images(file: Path) -> list[Row]:
 def _benchmark(work: Work, queries: list[Row], database: list[Row], prepared: Prepared) -> None:
     """gnd_NAME.pkl and jpg/ in the Revisited format."""
     if not queries or not database:
-        raise UserError(f"{work.given / 'images.csv'} has {len(queries)} queries and {len(database)} database "
-                        "images: a benchmark has some of both")
+        raise UserError(f"{work.given / 'images.csv'} has {len(queries)} queries and {len(database)} "
+                        "database images: a benchmark has some of both")
     table = work.given / "ground_truth.csv"
-    relevant = _read_truth(table, queries, database) if table.exists() else _truth_of_labels(queries, database)
+    if table.exists():
+        relevant = _read_truth(table, queries, database)
+    else:
+        relevant = _truth_of_labels(queries, database)
     gnd = []
     for query, found in zip(queries, relevant):
-        entry = {kind: sorted(place for place, what in found.items() if what == kind) for kind in _RELEVANCES}
+        entry = {kind: sorted(place for place, what in found.items() if what == kind)
+                 for kind in _RELEVANCES}
         gnd.append({**entry, **({"bbx": list(query.box)} if query.box else {})})
     name = work.dataset.name
     truth = {"imlist": [row.path for row in database], "qimlist": [row.path for row in queries], "gnd": gnd}
@@ -116,7 +122,8 @@ def _read_truth(file: Path, queries: list[Row], database: list[Row]) -> list[dic
             what, path = ("query", query) if query not in query_of else ("database image", image)
             raise UserError(f"{file}, line {line}: '{path}' is no {what} of images.csv")
         if relevance not in _RELEVANCES:
-            raise UserError(f"{file}, line {line}: relevance '{relevance}' is none of {', '.join(_RELEVANCES)}")
+            raise UserError(f"{file}, line {line}: relevance '{relevance}' is none of "
+                            f"{', '.join(_RELEVANCES)}")
         if found[query_of[query]].setdefault(place_of[image], relevance) != relevance:
             raise UserError(f"{file}, line {line}: '{image}' has another relevance for '{query}' before")
     return found
@@ -134,7 +141,8 @@ def _training_lists(folder: Path, paths: list[str], classes: np.ndarray, val_sha
     labels = contiguous(classes)
     held = held_out(paths, labels, val_share, seed)
     counts = {}
-    for name, what, some in (("train_list.txt", "training images", ~held), ("val_list.txt", "held-out images", held)):
+    for name, what, some in (("train_list.txt", "training images", ~held),
+                             ("val_list.txt", "held-out images", held)):
         places = np.flatnonzero(some)
         write_list(folder / name, [paths[i] for i in places], labels[places].tolist())
         counts[what] = len(places)
@@ -146,7 +154,8 @@ def _link(target: Path, folder: Path) -> None:
     if target.is_symlink() and target.resolve() == folder.resolve():
         return
     if target.is_symlink() or target.exists():
-        raise UserError(f"{target} is there already and is no link to {folder}: delete it, or give another --name")
+        raise UserError(f"{target} is there already and is no link to {folder}: delete it, or give another "
+                        "--name")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.symlink_to(folder.absolute(), target_is_directory=True)
 
@@ -164,7 +173,8 @@ def _box(file: Path, line: int, row: dict[str, str]) -> tuple[float, float, floa
     try:
         x1, y1, x2, y2 = box = tuple(map(float, texts))
     except ValueError:
-        raise UserError(f"{file}, line {line}: {', '.join(_BOX)} are {', '.join(texts)}, not four numbers") from None
+        raise UserError(f"{file}, line {line}: {', '.join(_BOX)} are {', '.join(texts)}, not four "
+                        "numbers") from None
     if not (x1 < x2 and y1 < y2 and all(map(math.isfinite, box))):
         raise UserError(f"{file}, line {line}: the box {', '.join(texts)} holds nothing")
     return box

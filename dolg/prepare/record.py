@@ -35,7 +35,8 @@ def _added(folder: Path, made: dict) -> dict:
     """What was made, and what the folder's manifest names of an earlier run that is there still."""
     before = read_manifest(folder) or {}
     merged = {key: {**before.get(key, {}), **value} for key, value in made.items()}
-    return {**merged, "lists": {name: facts for name, facts in merged["lists"].items() if (folder / name).exists()}}
+    there = {name: facts for name, facts in merged["lists"].items() if (folder / name).exists()}
+    return {**merged, "lists": there}
 
 
 def say_counts(work: Work, prepared: Prepared) -> None:

@@ -40,8 +40,8 @@ def prepare(work: Work, variant: str) -> Prepared:
 
 
 def prepare_distractors(work: Work, archives: int | None) -> Prepared:
-    """The distractors: jpg/ with all images, and the list of their paths; of the first `archives` alone, or of
-    all with None."""
+    """The distractors: jpg/ with all images, and the list of their paths; of the first `archives` alone,
+    or of all with None."""
     work.partial = work.partial or archives is not None
     work.obtain([Unit(REVISITOP1M_LIST, "downloads")])
     text = (work.folder / "downloads" / _LIST).read_text(encoding="utf-8")
@@ -59,7 +59,8 @@ def prepare_distractors(work: Work, archives: int | None) -> Prepared:
 def _unpack_images(work: Work, files: set[str]) -> str:
     """Unpack the archives' images into jpg/; their variant."""
     items = REVISITED_IMAGES[work.dataset.name]
-    marks = work.obtain([Unit(item, "jpg", partial(_by_name, files), also={OLDER_IMAGES[item.name]: ORIGINAL})
+    place = partial(_by_name, files)
+    marks = work.obtain([Unit(item, "jpg", place, also={OLDER_IMAGES[item.name]: ORIGINAL})
                          for item in items])
     variants = {mark.get("variant", BLURRED) for mark in marks.values()}
     if len(variants) > 1:
@@ -80,14 +81,14 @@ def _below(folder: str) -> Callable[[str], str]:
 
 
 def _link_images(work: Work, files: list[str]) -> bool:
-    """Whether jpg/ has links to images that were unpacked by hand, as it gets where all are below --from."""
+    """Whether jpg/ has links to images unpacked by hand, which it gets where all are below --from."""
     if work.given is None or work.mark(_LINKED) is not None:
         return work.mark(_LINKED) is not None
     found, wanted = {}, set(files)
     for path in sorted(work.given.rglob("*.jpg")):
         if path.name in wanted and found.setdefault(path.name, path) is not path:
-            raise UserError(f"--from {work.given} has {path.name} twice, {found[path.name]} and {path}: give a "
-                            "folder with one copy")
+            raise UserError(f"--from {work.given} has {path.name} twice, {found[path.name]} and {path}: "
+                            "give a folder with one copy")
     if len(found) < len(files):
         return False
     target = work.folder / "jpg"

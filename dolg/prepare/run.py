@@ -17,8 +17,8 @@ PREPARERS: dict[str, Callable[[Work, Namespace], Prepared]] = {
     "roxford5k": lambda work, args: revisited.prepare(work, args.variant),
     "rparis6k": lambda work, args: revisited.prepare(work, args.variant),
     "revisitop1m": lambda work, args: revisited.prepare_distractors(work, args.archives),
-    "gldv2": lambda work, args: gldv2.prepare(work, args.parts, args.every_image, args.min_images, args.val_share,
-                                              args.seed, args.archives, args.sizes),
+    "gldv2": lambda work, args: gldv2.prepare(work, args.parts, args.every_image, args.min_images,
+                                              args.val_share, args.seed, args.archives, args.sizes),
     "sop": lambda work, args: sop.prepare(work, args.held_out),
     "cub": lambda work, args: cub.prepare(work, args.held_out),
     "cars196": lambda work, args: cars196.prepare(work, args.held_out),
@@ -58,7 +58,8 @@ def _check_arguments(args: Namespace) -> None:
     for name in ("val_share", "held_out"):
         share = getattr(args, name, 0)
         if not 0 <= share < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {share}: give a share of at least 0 and below 1")
+            raise UserError(f"--{name.replace('_', '-')} is {share}: give a share of at least 0 and "
+                            "below 1")
 
 
 def _data_set(args: Namespace) -> DataSet:

@@ -116,13 +116,15 @@ class Work:
         return {path: mark for path, mark in marks.items() if mark is not None}
 
     def adopt(self, tree: str, marker: str, *others: str) -> bool:
-        """Whether the folder `tree` of the data set is one that was unpacked by hand: a link to it, which is
-        made here where --from, or its folder `tree` or one of `others`, holds the file or folder `marker`; or
-        the folder itself, where --from says that it is."""
+        """Whether the folder `tree` of the data set is one that was unpacked by hand: a link to it, which
+        is made here where --from, or its folder `tree` or one of `others`, holds the file or folder
+        `marker`; or the folder itself, where --from says that it is."""
         target, key = self.folder / tree, f"given__{tree}"
         if self.given is not None and self.mark(key) is None:
             for candidate in (self.given / tree, self.given, *(self.given / other for other in others)):
-                if not (candidate / marker).exists() or (target.exists() and not candidate.samefile(target)):
+                if not (candidate / marker).exists():
+                    continue
+                if target.exists() and not candidate.samefile(target):
                     continue
                 if not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +142,8 @@ class Work:
 
     def marks(self) -> dict[str, dict]:
         """What all finished steps left, by their keys."""
-        return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(self._marks.glob("*.json"))}
+        return {file.stem: json.loads(file.read_text(encoding="utf-8"))
+                for file in sorted(self._marks.glob("*.json"))}
 
     def finish(self, key: str, facts: dict) -> None:
         """Mark a step as done."""
@@ -187,8 +190,8 @@ class Work:
         """The unit's file, verified, and its variant where the name tells."""
         if self.given is None:
             folder = (self.downloads / unit.item.path).parent
-            return fetch(self._remote(unit.item), folder, advice=f"{self._by_hand()} and go on with --from DIR",
-                         stop=stop), ""
+            advice = f"{self._by_hand()} and go on with --from DIR"
+            return fetch(self._remote(unit.item), folder, advice=advice, stop=stop), ""
         file, variant = self._given_file(unit)
         # An older variant has another digest than the one published for the newer
         remote = RemoteFile(file.name) if variant else self._brought(unit.item)
@@ -213,10 +216,11 @@ class Work:
         names = [" or ".join([unit.item.path, *unit.also]) for unit in absent
                  if not unit.optional and not self.partial]
         if names:
-            some = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if names[_NAMED:] else "")
+            more = f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
+            some = ", ".join(names[:_NAMED]) + more
             if self.given is None:
-                raise UserError(f"not offered for direct download: {some}; {self._by_hand()} and give their "
-                                "folder with --from DIR")
+                raise UserError(f"not offered for direct download: {some}; {self._by_hand()} and give "
+                                "their folder with --from DIR")
             raise UserError(f"--from {self.given} has no {some}; {self._by_hand()}")
         return [unit for unit in units if unit not in absent]
 
@@ -244,12 +248,12 @@ class Work:
         # Photographs do not shrink in archives: unpacked they take as much again
         needed = total + (largest if self.remove_archives else total) - there
         free = shutil.disk_usage(self.folder).free
-        say(f"{self.dataset.title}: {len(units)} files to fetch, {total / 1e9:.1f} GB; with what is unpacked "
-            f"about {max(needed, 0) / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
+        say(f"{self.dataset.title}: {len(units)} files to fetch, {total / 1e9:.1f} GB; with what is "
+            f"unpacked about {max(needed, 0) / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
         if needed + _MARGIN > free:
             hint = "" if self.remove_archives else ", or give --remove-archives, which halves it"
-            raise UserError(f"{self.folder} has {free / 1e9:.1f} GB free, and {self.dataset.name} takes about "
-                            f"{needed / 1e9:.1f} GB: make room{hint}")
+            raise UserError(f"{self.folder} has {free / 1e9:.1f} GB free, and {self.dataset.name} takes "
+                            f"about {needed / 1e9:.1f} GB: make room{hint}")
 
 
 def _size(urls: Sequence[str]) -> int | None:

@@ -22,14 +22,18 @@ STEPS = ["TRAIN.BATCH_SIZE", "4", "TRAIN.CHECKPOINT_MINUTES", "1e-9", "BN.FREEZE
 TWO = ["DEVICE", "cpu", "NUM_GPUS", "2"]
 
 
-def _start(tiny, out_dir, *options) -> subprocess.Popen:
-    command = [sys.executable, "tools/train.py", *tiny, "OUT_DIR", out_dir, *STEPS, *options]
-    return subprocess.Popen([str(part) for part in command], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+@pytest.fixture(scope="module")
+def training(tiny, start_command):
+    """`training(out_dir, *options)` starts a run, its errors among its output."""
+
+    def start(out_dir: Path, *options):
+        return start_command(["tools/train.py", *tiny, "OUT_DIR", out_dir, *STEPS, *options],
+                             env={"OMP_NUM_THREADS": "1"}, together=True, session=True, fork=True)
+
+    return start
 
 
-def _end(process: subprocess.Popen) -> str:
+def _end(process) -> str:
     """Its output, once it has ended well."""
     try:
         output = process.communicate(timeout=240)[0]
@@ -46,19 +50,19 @@ def _lines(out_dir: Path, kind: str = "train") -> list[dict]:
     return [line for line in map(json.loads, lines) if line["kind"] == kind]
 
 
-def _wait(condition, process: subprocess.Popen) -> None:
+def _wait(condition, process) -> None:
     deadline = time.monotonic() + 120
     while not condition() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     if process.poll() is not None:
-        pytest.fail(f"the run ended before it could be disturbed:\n{process.communicate()[0]}")
+        pytest.fail(f"the run ended before it could be disturbed:\n{process.communicate(timeout=60)[0]}")
 
 
-def _children(process: subprocess.Popen) -> list[int]:
+def _children(process) -> list[int]:
     """Its worker processes."""
     pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(pid) for pid in pids
-            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def _last(out_dir: Path) -> dict:
@@ -88,23 +92,23 @@ def _assert_near(state: dict, expected: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny, tmp_path_factory) -> Path:
+def alone(training, tmp_path_factory) -> Path:
     """A run of one process that nothing disturbs."""
     folder = tmp_path_factory.mktemp("alone")
-    _end(_start(tiny, folder))
+    _end(training(folder))
     return folder
 
 
 @pytest.fixture(scope="module")
-def pair(tiny, tmp_path_factory) -> Path:
+def pair(training, tmp_path_factory) -> Path:
     """A run of two processes that nothing disturbs."""
     folder = tmp_path_factory.mktemp("pair")
-    _end(_start(tiny, folder, *TWO))
+    _end(training(folder, *TWO))
     return folder
 
 
-def test_one_of_two_processes_is_killed(pair, tiny, tmp_path):
-    process = _start(tiny, tmp_path, *TWO)
+def test_one_of_two_processes_is_killed(pair, training, tmp_path):
+    process = training(tmp_path, *TWO)
     _wait(lambda: len(_lines(tmp_path)) >= 8, process)
     os.kill(_children(process)[-1], signal.SIGKILL)
     output = _end(process)
@@ -113,30 +117,30 @@ def test_one_of_two_processes_is_killed(pair, tiny, tmp_path):
     _assert_same_run(tmp_path, pair)
 
 
-def test_sigterm_saves_and_ends(alone, tiny, tmp_path):
-    process = _start(tiny, tmp_path, "TRAIN.CHECKPOINT_MINUTES", 0, "DATA_LOADER.NUM_WORKERS", 2)
+def test_sigterm_saves_and_ends(alone, training, tmp_path):
+    process = training(tmp_path, "TRAIN.CHECKPOINT_MINUTES", 0, "DATA_LOADER.NUM_WORKERS", 2)
     _wait(lambda: len(_lines(tmp_path)) >= 8, process)
     os.killpg(process.pid, signal.SIGTERM)      # the processes that decode get it as well
     assert "SIGTERM asked to stop: epoch 1 and " in _end(process)
     assert "_step_" in newest_checkpoint(tmp_path).name
-    assert "going on from" in _end(_start(tiny, tmp_path))
+    assert "going on from" in _end(training(tmp_path))
     _assert_same_run(tmp_path, alone)
 
 
-def test_sigusr1_reaches_all_processes(alone, pair, tiny, tmp_path):
-    process = _start(tiny, tmp_path, *TWO)
+def test_sigusr1_reaches_all_processes(alone, pair, training, tmp_path):
+    process = training(tmp_path, *TWO)
     _wait(lambda: len(_lines(tmp_path)) >= 3, process)
     process.send_signal(signal.SIGUSR1)
     assert "SIGUSR1 asked to stop" in _end(process)
     stopped = newest_checkpoint(tmp_path)
     assert "_step_" in stopped.name and torch.load(stopped, weights_only=True)["step"] >= 3
     # One process takes over the work of two, within an epoch
-    _end(_start(tiny, tmp_path))
+    _end(training(tmp_path))
     _assert_near(_last(tmp_path), _last(alone))
 
 
-def test_a_full_disk_while_training(alone, tiny, tmp_path):
-    process = _start(tiny, tmp_path)
+def test_a_full_disk_while_training(alone, training, tmp_path):
+    process = training(tmp_path)
     _wait(lambda: len(_lines(tmp_path)) >= 3, process)
     before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     # Nothing larger than this can be written: the checkpoints fail, as on a full disk
@@ -148,36 +152,36 @@ def test_a_full_disk_while_training(alone, tiny, tmp_path):
     _assert_same_run(tmp_path, alone)
 
 
-def test_a_disk_that_stays_full(tiny, tmp_path):
-    process = _start(tiny, tmp_path)
+def test_a_disk_that_stays_full(training, tmp_path):
+    process = training(tmp_path)
     _wait(lambda: len(_lines(tmp_path)) >= 3, process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 1
+    assert process.returncode == 1, output + errors
     assert "error: could not write" in output.splitlines()[-1] and "Traceback" not in output
     assert torch.load(newest_checkpoint(tmp_path), weights_only=True)["step"] > 0
 
 
-def test_a_checkpoint_cut_in_half(alone, tiny, tmp_path):
-    process = _start(tiny, tmp_path)
+def test_a_checkpoint_cut_in_half(alone, training, tmp_path):
+    process = training(tmp_path)
     _wait(lambda: len(_lines(tmp_path)) >= 9, process)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait(timeout=60)
     newest, before = checkpoints(tmp_path)[:2]
     os.truncate(newest, newest.stat().st_size // 2)
-    output = _end(_start(tiny, tmp_path))
+    output = _end(training(tmp_path))
     assert f"{newest} is damaged" in output and f"going on from {before}" in output
     _assert_same_run(tmp_path, alone)
 
 
-def test_a_second_run_in_the_same_folder_is_refused(tiny, tmp_path):
-    process = _start(tiny, tmp_path)
+def test_a_second_run_in_the_same_folder_is_refused(training, tmp_path):
+    process = training(tmp_path)
     _wait(lambda: len(_lines(tmp_path)) >= 1, process)
     process.send_signal(signal.SIGSTOP)     # it would be done before the second has begun
-    second = _start(tiny, tmp_path)
+    second = training(tmp_path)
     output = second.communicate(timeout=120)[0]
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait(timeout=60)
     assert second.returncode == 1
     assert output.startswith("error: another run is training in") and output.count("\n") == 1
 
@@ -207,17 +211,17 @@ if __name__ == "__main__":
 """
 
 
-def test_nan_stops_the_run_and_is_traced(tiny, tmp_path):
+def test_nan_stops_the_run_and_is_traced(tiny, start_command, tmp_path):
     script, out_dir = tmp_path / "poisoned.py", tmp_path / "out"
     script.write_text(POISON)
     options = [*tiny, "OUT_DIR", out_dir, *STEPS, *TWO, "LOG_PERIOD", 100,
                "TRAIN.CHECKPOINT_MINUTES", 0]
-    done = subprocess.run([sys.executable, str(script), *map(str, options)], cwd=ROOT, text=True,
-                          capture_output=True, timeout=200,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 1
-    assert "error: the loss is nan at epoch 2, step 3, rank 1; the 2 images" in done.stderr
-    assert "Traceback" not in done.stderr and "started again" not in done.stdout
+    process = start_command([script, *options], fork=True,
+                            env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 1, output + errors
+    assert "error: the loss is nan at epoch 2, step 3, rank 1; the 2 images" in errors
+    assert "Traceback" not in errors and "started again" not in output
     # The batch: the third of the second epoch's permutation, dealt to two processes in turn
     listed = (out_dir / "failed_batch_rank1.txt").read_text().splitlines()
     cfg = load_cfg(str(ROOT / tiny[1]), [str(part) for part in options[2:]])
@@ -271,14 +275,12 @@ def single_runs(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_train_as_one(single_runs, tiny, tmp_path, processes):
+def test_several_processes_train_as_one(single_runs, tiny, start_command, tmp_path, processes):
     script = tmp_path / "train_all.py"
     script.write_text(TRAIN_ALL)
     runs = "|".join(repr(_options(tiny, name, tmp_path)) for name in MODELS)
-    done = subprocess.run([sys.executable, str(script), str(processes), runs, str(ROOT / tiny[1])],
-                          cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    _end(start_command([script, processes, runs, ROOT / tiny[1]], session=True, together=True,
+                       fork=processes > 2, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}))
     for name in MODELS:
         curve = [line["loss"] for line in _lines(tmp_path / name)]
         assert len(curve) == 9

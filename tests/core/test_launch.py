@@ -66,24 +66,28 @@ if __name__ == "__main__":
 """
 
 
-def _run(tmp_path, kind: str) -> subprocess.CompletedProcess:
+@pytest.fixture
+def job(start_command, tmp_path):
+    """`job(kind)` starts the job's processes by fork: that each with a new interpreter does the same,
+    test_a_stop_while_the_processes_start and the tests of training see."""
     (tmp_path / "job.py").write_text(JOB)
-    return subprocess.run([sys.executable, str(tmp_path / "job.py"), kind], cwd=ROOT, text=True,
-                          capture_output=True, timeout=200,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    return lambda kind: start_command([tmp_path / "job.py", kind], fork=True,
+                                      env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
 
-def test_processes_agree_on_answers_and_on_mistakes(tmp_path):
-    done = _run(tmp_path, "agree")
+def test_processes_agree_on_answers_and_on_mistakes(job):
+    process = job("agree")
+    output, errors = process.communicate(timeout=200)
     one = ([0, 10], [True, False, True], "from 0")
-    assert done.stdout == f"{[one] * 2}\n"
-    assert done.returncode == 1 and done.stderr == "error: all hear of it\n"
+    assert output == f"{[one] * 2}\n"
+    assert process.returncode == 1 and errors == "error: all hear of it\n"
 
 
-def test_a_mistake_of_one_process_is_said_once_and_not_tried_again(tmp_path):
-    done = _run(tmp_path, "mistake")
-    assert done.returncode == 1
-    assert done.stderr == "error: only one of them knows\n"
+def test_a_mistake_of_one_process_is_said_once_and_not_tried_again(job):
+    process = job("mistake")
+    errors = process.communicate(timeout=200)[1]
+    assert process.returncode == 1
+    assert errors == "error: only one of them knows\n"
 
 
 def test_a_stop_while_the_processes_start(tmp_path):
@@ -98,10 +102,11 @@ def test_a_stop_while_the_processes_start(tmp_path):
     assert (process.returncode, output, errors) == (0, "", "")
 
 
-def test_a_bug_is_shown_with_its_place(tmp_path):
-    done = _run(tmp_path, "bug")
-    assert done.returncode == 1
-    assert "ZeroDivisionError: a bug" in done.stderr and "job.py" in done.stderr
+def test_a_bug_is_shown_with_its_place(job):
+    process = job("bug")
+    errors = process.communicate(timeout=200)[1]
+    assert process.returncode == 1
+    assert "ZeroDivisionError: a bug" in errors and "job.py" in errors
 
 
 @pytest.mark.parametrize("num_gpus, name, world, processes", [

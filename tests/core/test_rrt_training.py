@@ -4,8 +4,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -167,10 +165,13 @@ def test_stopped_within_an_epoch_it_ends_the_same(landmarks, undisturbed, tmp_pa
     _assert_same_run(tmp_path, undisturbed)
 
 
-def _run(script: Path, *arguments) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(script), *map(str, arguments)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+@pytest.fixture
+def run_script(start_command, tmp_path):
+    """`run_script(processes, *runs)` starts TRAIN_ALL."""
+    (tmp_path / "train_all.py").write_text(TRAIN_ALL)
+    return lambda *arguments: start_command(
+        [tmp_path / "train_all.py", *arguments], together=True, session=True, fork=True,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
 
 TRAIN_ALL = """
@@ -191,18 +192,17 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_at_any_moment_it_ends_the_same(landmarks, undisturbed, tmp_path):
-    script, out_dir = tmp_path / "train_all.py", tmp_path / "out"
-    script.write_text(TRAIN_ALL)
+def test_killed_at_any_moment_it_ends_the_same(landmarks, undisturbed, run_script, tmp_path):
+    out_dir = tmp_path / "out"
     often = ["TRAIN.CHECKPOINT_MINUTES", 1e-9, "DATA_LOADER.NUM_WORKERS", 1]
-    process = _run(script, 1, "|".join(_options(landmarks, out_dir, *HARD, *often)))
+    process = run_script(1, "|".join(_options(landmarks, out_dir, *HARD, *often)))
     log, deadline = out_dir / "log.jsonl", time.monotonic() + 60
     while (process.poll() is None and time.monotonic() < deadline
            and (not log.exists() or log.read_bytes().count(b"\n") < 14)):
         time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[0]
+    assert process.poll() is None, process.communicate(timeout=60)[0]
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait(timeout=60)
     assert "_step_" in newest_checkpoint(out_dir).name
     _train(landmarks, out_dir, *HARD)
     _assert_same_run(out_dir, undisturbed)
@@ -232,11 +232,9 @@ def _product_options(data: Path, root: Path, out_dir: Path, *options) -> list[st
                     "OPTIM.MAX_EPOCH", 2, *options)
 
 
-def test_several_processes_train_as_one(landmarks, toy_images, products, tmp_path):
+def test_several_processes_train_as_one(landmarks, toy_images, products, run_script, tmp_path):
     """Stored features, in two parts a step, and images, with a layer that gets no gradient. (By SGD:
     Adam makes steps of rounding errors where a gradient is 0, as that of the keys' biases is.)"""
-    script = tmp_path / "train_all.py"
-    script.write_text(TRAIN_ALL)
     sgd = ["OPTIM.NAME", "sgd", "OPTIM.BASE_LR", "0.05", "OPTIM.MAX_EPOCH", "1"]
 
     def runs(folder: str, parts: int) -> list[list[str]]:
@@ -244,7 +242,7 @@ def test_several_processes_train_as_one(landmarks, toy_images, products, tmp_pat
                          "TRAIN.ACCUMULATE", parts, *sgd),
                 _product_options(toy_images, products, tmp_path / folder / "images", *sgd)]
 
-    process = _run(script, 2, *map("|".join, runs("two", 2)))
+    process = run_script(2, *map("|".join, runs("two", 2)))
     for options in runs("one", 1):
         train(load_cfg(None, options))
     output = process.communicate(timeout=100)[0]

@@ -21,6 +21,6 @@ def test_the_parts_are_timed_and_nothing_is_left(run_tool, tiny, tmp_path):
 
 def test_images_are_made_where_there_is_no_data_set(run_tool, tiny):
     done = run_tool("tools/time_net.py", "--steps", 2, "--made-images", *tiny, "DATA_DIR", "nowhere",
-                    "TRAIN.DATASET", "none")
+                    "TRAIN.DATASET", "none", fresh=True)
     assert done.returncode == 0, done.stderr
     assert "dolg, 8 x 48 x 48, 4 classes, fp32, 1 process(es) on cpu" in done.stdout

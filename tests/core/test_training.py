@@ -2,8 +2,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -67,22 +65,22 @@ def test_one_seed_one_result(undisturbed, tiny, tmp_path):
     assert not _same(other["model"], state["model"])
 
 
-def test_killed_at_any_moment_it_ends_the_same(undisturbed, tiny, tmp_path):
-    command = [sys.executable, "tools/train.py", *map(str, tiny), "OUT_DIR", str(tmp_path)]
+def test_killed_at_any_moment_it_ends_the_same(undisturbed, tiny, start_command, tmp_path):
+    command = ["tools/train.py", *tiny, "OUT_DIR", tmp_path]
     log = tmp_path / "log.jsonl"
     # Kill once right after the first step, once around the first checkpoint, once later
     for lines_before_kill in (1, 4, 6):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                   start_new_session=True)
+        process = start_command(command, session=True)
         started, seen = time.monotonic(), _count_lines(log)
         while (process.poll() is None and _count_lines(log) < seen + lines_before_kill
                and time.monotonic() - started < 120):
             time.sleep(0.002)
         assert process.poll() is None, "the run ended before it could be killed"
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+        process.wait(timeout=60)
+    done = start_command(command)
+    errors = done.communicate(timeout=300)[1]
+    assert done.returncode == 0, errors
     _, state = undisturbed
     final = torch.load(newest_checkpoint(tmp_path), weights_only=True)
     assert final["epoch"] == 3
@@ -187,16 +185,12 @@ def test_recall_on_held_out_classes(tiny, toy_images, tmp_path):
     assert 0 < tested["MAP@R"] <= 100
 
 
-def test_two_processes_evaluate_as_one(tiny, tmp_path):
+def test_two_processes_evaluate_as_one(tiny, torchrun, tmp_path):
     options = ["TEST.DATASET", "toy", "TEST.METRIC", "recall", "TEST.IM_SIZE", "48",
                "TEST.BATCH_SIZE", "4", "OPTIM.MAX_EPOCH", "1", "BN.FREEZE", "True"]
     single, double = tmp_path / "single", tmp_path / "double"
     _train(tiny, single, *options)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "tools/train.py", *map(str, tiny), *options, "OUT_DIR", str(double)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = torchrun(2, "tools/train.py", *tiny, *options, "OUT_DIR", double)
     assert done.returncode == 0, done.stderr[-2000:]
     figures = []
     for out in (single, double):

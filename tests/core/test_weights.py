@@ -232,7 +232,8 @@ def test_a_backbone_goes_out_and_comes_back(tmp_path, run_tool, layout, mark):
 def test_a_layout_without_a_place_for_a_part_says_so(tmp_path, run_tool):
     torch.save(_model().state_dict(), tmp_path / "dolg.pyth")
     done = run_tool("tools/convert_weights.py", "--cfg", "configs/quickstart.yaml", "--from",
-                    tmp_path / "dolg.pyth", "--output", tmp_path / "out.pyth", "--to", "DELG", *SMALL)
+                    tmp_path / "dolg.pyth", "--output", tmp_path / "out.pyth", "--to", "DELG", *SMALL,
+                    fresh=True)
     assert done.returncode == 1 and "have no place for the model's fc_global" in done.stderr
     assert not (tmp_path / "out.pyth").exists()
 

@@ -97,7 +97,7 @@ def test_making_shards_again_makes_those_that_lack(run_tool, packed, toy_images,
     assert files[0].stat().st_mtime_ns == before[0] and files[2].stat().st_mtime_ns == before[2]
     # The same list, the same bytes
     assert files[1].read_bytes() == (packed / "train-000001.tar").read_bytes()
-    other = run_tool(*command, 7)
+    other = run_tool(*command, 7, fresh=True)
     assert other.returncode == 1 and "shards 'train' of another list than" in other.stderr
     assert other.stderr.count("\n") == 1
 

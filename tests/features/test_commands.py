@@ -103,7 +103,7 @@ def test_info_says_what_is_in_a_store(store, run_tool):
     for text in (f"{store}: whole", "30 of 30 (8 of 8 chunks)", "16 dimensions",
                  "12 dimensions, float16", "weights_digest", "07.jpg: not an image"):
         assert text in done.stdout, done.stdout
-    assert run_tool("tools/info.py", store.parent).returncode == 1
+    assert run_tool("tools/info.py", store.parent, fresh=True).returncode == 1
 
 
 def test_info_says_who_is_at_work(store, run_tool, tmp_path):
@@ -153,15 +153,13 @@ def test_a_worker_killed_under_the_script(store, keys, tmp_path):
     assert len(list((out / "photos").iterdir())) == len(list(store.iterdir()))
 
 
-def test_a_stopped_extraction_is_no_success(keys, tmp_path):
-    command = [sys.executable, "tools/infer.py", "--cfg", CFG, *keys, "INFER.OUT_DIR", tmp_path,
+def test_a_stopped_extraction_is_no_success(keys, start_command, tmp_path):
+    command = ["tools/infer.py", "--cfg", CFG, *keys, "INFER.OUT_DIR", tmp_path,
                "NUM_GPUS", "2", "DEVICE", "cpu", "INFER.CHUNK_SIZE", "1", "INFER.SCALES", "[4.0]"]
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = start_command(command, env={"OMP_NUM_THREADS": "1"}, together=True, fork=True)
     while process.poll() is None and not list((tmp_path / "photos").glob("chunk-*")):
         time.sleep(0.01)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1, output
     assert "error: stopped before all was done: the same command goes on from there" in output
@@ -181,7 +179,8 @@ def test_whitening_after_and_at_extraction(store, keys, run_tool, tmp_path):
         done = run_tool("tools/whiten.py", store, tmp_path / f"{name}.safetensors", *options)
         assert done.returncode == 0, done.stderr
     done = run_tool("tools/whiten.py", store, tmp_path / "after", "--apply",
-                    tmp_path / "w.safetensors", "--apply-local", tmp_path / "l.safetensors")
+                    tmp_path / "w.safetensors", "--apply-local", tmp_path / "l.safetensors",
+                    fresh=True)
     assert done.returncode == 0, done.stderr
     done = run_tool("tools/infer.py", "--cfg", CFG, *keys, "INFER.OUT_DIR", tmp_path,
                     "INFER.WHITENING", tmp_path / "w.safetensors", "INFER.LOCAL_WHITENING",
@@ -210,7 +209,7 @@ def test_stores_are_verified_turned_and_cut(store, run_tool, tmp_path):
         done = run_tool("tools/store.py", *command)
         assert done.returncode == 0, done.stderr
         assert FeatureStore(tmp_path / name).names == ["03.jpg", "01.jpg"]
-    done = run_tool("tools/store.py", "export", store, tmp_path / "f.doc")
+    done = run_tool("tools/store.py", "export", store, tmp_path / "f.doc", fresh=True)
     assert done.returncode == 1 and "ends in none of" in done.stderr
 
 

@@ -5,8 +5,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -378,11 +376,9 @@ def _command(weights, photos, out_dir):
             "INFER.BATCH_PIXELS", "20000"]
 
 
-def test_killed_and_started_again_the_store_is_the_same(weights, photos, tmp_path):
+def test_killed_and_started_again_the_store_is_the_same(weights, photos, start_command, tmp_path):
     def start(out_dir):
-        command = [sys.executable, *map(str, _command(weights, photos, out_dir))]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                start_new_session=True)
+        return start_command(_command(weights, photos, out_dir), session=True)
 
     assert start(tmp_path / "undisturbed").wait(timeout=300) == 0
     store, whole = tmp_path / "killed" / photos.name, tmp_path / "undisturbed" / photos.name
@@ -392,19 +388,16 @@ def test_killed_and_started_again_the_store_is_the_same(weights, photos, tmp_pat
             time.sleep(0.001)
         assert process.poll() is None, "it ended before it could be killed"
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.wait(timeout=60)
     assert start(tmp_path / "killed").wait(timeout=300) == 0
     for file in whole.iterdir():
         assert (store / file.name).read_bytes() == file.read_bytes(), file.name
     assert len(FeatureStore(store).errors()) == 2
 
 
-def test_two_processes_share_the_chunks(weights, photos, tmp_path, run_tool):
+def test_two_processes_share_the_chunks(weights, photos, tmp_path, run_tool, torchrun):
     assert run_tool(*_command(weights, photos, tmp_path / "one")).returncode == 0
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         *map(str, _command(weights, photos, tmp_path / "two"))], cwd=ROOT, capture_output=True,
-        text=True, timeout=300)
+    done = torchrun(2, *_command(weights, photos, tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (FeatureStore(tmp_path / part / photos.name) for part in ("one", "two"))
     assert one.names == two.names and one.errors() == two.errors()

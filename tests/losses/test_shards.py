@@ -3,8 +3,6 @@
 This file is also what each of those processes runs: `test_shards.py RANK PROCESSES FOLDER`. They do
 all the cases at once and leave what they found in the folder, since starting them costs seconds.
 """
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -227,15 +225,14 @@ def main(rank, processes, folder):
 
 
 @pytest.fixture(scope="module")
-def everyones(tmp_path_factory):
+def everyones(tmp_path_factory, start_command):
     """What each process found, by the number of processes: the four go on from the two's state."""
     folder = tmp_path_factory.mktemp("processes")
     root = Path(__file__).resolve().parents[2]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     found = {}
     for processes in PROCESSES:
-        running = [subprocess.Popen([sys.executable, __file__, str(rank), str(processes), folder],
-                                    env=env, stderr=subprocess.PIPE, text=True)
+        running = [start_command([__file__, rank, processes, folder], env=env)
                    for rank in range(processes)]
         for process in running:
             errors = process.communicate(timeout=120)[1]

@@ -35,8 +35,8 @@ def write_truth(folder: Path, name: str, database: list[str], queries: list[str]
 
 
 def make_oxford(folder: Path, rng: np.random.Generator) -> tuple[dict[str, bytes], list[str]]:
-    """Revisited Oxford of 3 images and 2 queries, in a flat archive with one image more; all images, and the
-    names in that order."""
+    """Revisited Oxford of 3 images and 2 queries, in a flat archive with one image more; all images, and
+    the names in that order."""
     names = [f"all_souls_{i:06d}" for i in range(6)]
     images = {f"{name}.jpg": jpeg(rng) for name in names}
     write_truth(folder, "roxford5k", names[:3], names[3:5])
@@ -52,7 +52,8 @@ def make_paris(folder: Path, rng: np.random.Generator) -> tuple[dict[str, bytes]
     write_truth(folder, "rparis6k", names[:4], names[4:])
     for number, kind in ((1, "defense"), (2, "eiffel")):
         inside = {f"paris/{kind}/{file}": content for file, content in images.items() if kind in file}
-        write_tar(folder / f"paris_{number}-v1.tgz", {**inside, f"paris/{kind}/paris_{kind}_000136.jpg": b"broken"})
+        inside[f"paris/{kind}/paris_{kind}_000136.jpg"] = b"broken"
+        write_tar(folder / f"paris_{number}-v1.tgz", inside)
     return images, names
 
 
@@ -95,8 +96,8 @@ class MakeGLDv2:
 
     def _tar(self, part: str, number: int, names: list[str]) -> None:
         file = self.folder / part / f"images_{number:03d}.tar"
-        write_tar(file, {gldv2_path(part, name).removeprefix(f"{part}/"): self.images[part][name] for name in names},
-                  "w")
+        write_tar(file, {gldv2_path(part, name).removeprefix(f"{part}/"): self.images[part][name]
+                         for name in names}, "w")
         sums = self.folder / "md5sum" / part / f"md5.images_{number:03d}.txt"
         sums.parent.mkdir(parents=True, exist_ok=True)
         sums.write_text(f"{hashlib.md5(file.read_bytes()).hexdigest()}  images_{number:03d}.tar\n")
@@ -108,7 +109,8 @@ class MakeGLDv2:
         for name in self.clean:
             by_landmark[self.landmarks[name]].append(name)
         lines = [f"{landmark},{' '.join(names)}" for landmark, names in by_landmark.items()]
-        (tables / "train_clean.csv").write_text("\n".join(["landmark_id,images", *rng.permutation(lines)]) + "\n")
+        lines = ["landmark_id,images", *rng.permutation(lines)]
+        (tables / "train_clean.csv").write_text("\n".join(lines) + "\n")
         lines = [f'{name},"http://x/a,b.jpg",{landmark}' for name, landmark in self.landmarks.items()]
         (tables / "train.csv").write_text("\n".join(["id,url,landmark_id", *lines]) + "\n")
         for part in ("index", "test"):

@@ -95,7 +95,8 @@ def test_boxes_that_hold_nothing_of_their_image_are_found(prepared):
 
 
 def test_a_folder_that_nothing_prepared(tmp_path):
-    with pytest.raises(UserError, match="cub has no manifest.json: python tools/prepare_data.py cub --root .* makes"):
+    message = "cub has no manifest.json: python tools/prepare_data.py cub --root .* makes"
+    with pytest.raises(UserError, match=message):
         check(tmp_path / "cub")
     (tmp_path / "cub").mkdir()
     (tmp_path / "cub" / "manifest.json").write_text('{"format": "something else"}')
@@ -108,7 +109,8 @@ def test_a_folder_that_nothing_prepared(tmp_path):
 
 
 def test_synthetic_landmarks_are_recorded_too(tmp_path):
-    params = LandmarkParams(train_landmarks=2, train_photos=2, val_photos=1, test_landmarks=2, distractors=4)
+    params = LandmarkParams(train_landmarks=2, train_photos=2, val_photos=1, test_landmarks=2,
+                            distractors=4)
     made = make_landmarks(tmp_path, params, 1, progress=False)
     record = data_record(tmp_path / "synthetic" / "jpg")
     counts = {what: count for what, count in made["synthetic"].items() if what != "made"}
@@ -140,7 +142,8 @@ def test_manifest(prepared, capsys):
 
 def test_every_folder_says_the_command_that_makes_it(tmp_path):
     for name in DATA_SETS:
-        assert how_to_get(tmp_path / name) == f"python tools/prepare_data.py {name} --root {tmp_path} makes it"
+        command = f"python tools/prepare_data.py {name} --root {tmp_path}"
+        assert how_to_get(tmp_path / name) == f"{command} makes it"
     assert how_to_get(tmp_path / "landmark").startswith("python tools/prepare_data.py gldv2 --root")
     assert how_to_get(tmp_path / "cub_cropped").startswith("python tools/prepare_data.py cub --root")
     assert how_to_get(tmp_path / "synthetic").startswith("python tools/make_landmarks.py --root")

@@ -1,9 +1,7 @@
-"""tools/prepare_data.py as a user types it, from a web server: every data set, broken off and taken up again."""
+"""tools/prepare_data.py as a user types it, from a web server: every data set, broken off and resumed."""
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,15 +15,16 @@ from dolg.features.sources import images_of, revisited_set
 from dolg.prepare.catalogue import CARS_TABLE, CUB
 from tests.conftest import ROOT
 from tests.prepare.landmark_miniatures import MakeGLDv2, make_distractors, make_oxford, make_paris
-from tests.prepare.miniatures import expected_lists, make_cars196, make_cub, make_imagenet, make_inshop, make_sop
+from tests.prepare.miniatures import (expected_lists, make_cars196, make_cub, make_imagenet, make_inshop,
+                                      make_sop)
 
 COMMAND = "tools/prepare_data.py"
 # How each miniature is made, and what is typed beside the name
 SETS = {"roxford5k": (make_oxford, []), "rparis6k": (make_paris, []),
         "revisitop1m": (make_distractors, ["--archives", "3"]),
         "gldv2": (MakeGLDv2, ["--archives", "2", "--parts", "train", "index", "test", "--sizes"]),
-        "sop": (make_sop, []), "cub": (make_cub, []), "cars196": (make_cars196, []), "inshop": (make_inshop, []),
-        "imagenet": (make_imagenet, [])}
+        "sop": (make_sop, []), "cub": (make_cub, []), "cars196": (make_cars196, []),
+        "inshop": (make_inshop, []), "imagenet": (make_imagenet, [])}
 
 
 @pytest.fixture
@@ -50,14 +49,15 @@ def _arguments(name, web, root, *more) -> list[str]:
 
 def _tree(folder: Path) -> dict[str, bytes]:
     """All files below a folder, but for what only this run knows."""
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {file.relative_to(folder).as_posix(): file.read_bytes()
+            for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_data_set_is_prepared_and_whole(name, web, publish, tmp_path, run_tool):
     publish(name)
     root = tmp_path / "data"
-    done = run_tool(COMMAND, *_arguments(name, web, root))
+    done = run_tool(COMMAND, *_arguments(name, web, root), fresh=name == "roxford5k")
     assert done.returncode == 0 and not done.stderr.count("Traceback"), done.stderr
     assert "NOT as published" in done.stdout            # miniatures are small
     asked = len(web.requests)
@@ -98,13 +98,14 @@ def test_landmarks_have_the_name_of_the_originals_files_too(web, publish, tmp_pa
     publish("gldv2")
     root = tmp_path / "data"
     assert run_tool(COMMAND, *_arguments("gldv2", web, root)).returncode == 0
-    assert (root / "landmark" / "train_list.txt").read_bytes() == (root / "gldv2" / "train_list.txt").read_bytes()
+    listing = (root / "gldv2" / "train_list.txt").read_bytes()
+    assert (root / "landmark" / "train_list.txt").read_bytes() == listing
     assert set(os.listdir(root)) == {"gldv2", "landmark"}
 
 
 @pytest.mark.parametrize("name, slow", [("cub", CUB.path), ("gldv2", "train/images_001.tar"),
                                         ("rparis6k", "paris_2-v1.tgz")])
-def test_killed_in_the_middle_it_goes_on(name, slow, web, publish, tmp_path, run_tool):
+def test_killed_in_the_middle_it_goes_on(name, slow, web, publish, tmp_path, run_tool, start_command):
     """Killed at several moments, and the result is that of a run which nobody killed."""
     publish(name)
     whole, root = tmp_path / "whole", tmp_path / "data"
@@ -114,13 +115,12 @@ def test_killed_in_the_middle_it_goes_on(name, slow, web, publish, tmp_path, run
     kills = 0
     for delay in (0.1, 0.3, 0.6):
         seen = len(web.requests)
-        process = subprocess.Popen([sys.executable, str(ROOT / COMMAND), *_arguments(name, web, root)], cwd=ROOT,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start_command([ROOT / COMMAND, *_arguments(name, web, root)])
         while len(web.requests) == seen and process.poll() is None:
             time.sleep(0.01)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+        kills += process.wait(60) == -signal.SIGKILL
     assert kills >= 2
     done = run_tool(COMMAND, *_arguments(name, web, root))
     assert done.returncode == 0, done.stderr
@@ -156,8 +156,9 @@ def test_failures_say_what_to_do(web, publish, tmp_path, run_tool):
     assert "--from DIR" in message
     assert "--from /nowhere is no folder" in fails("cub", "--root", str(root), "--from", "/nowhere")
     assert "needs --from DIR" in fails("folder", "--root", str(root), "--name", "mine")
-    assert "--name cub is taken" in fails("csv", "--root", str(root), "--name", "cub", "--from", str(tmp_path))
-    assert "no name of a folder" in fails("csv", "--root", str(root), "--name", "../x", "--from", str(tmp_path))
+    own = ["csv", "--root", str(root), "--from", str(tmp_path)]
+    assert "--name cub is taken" in fails(*own, "--name", "cub")
+    assert "no name of a folder" in fails(*own, "--name", "../x")
     assert "--val-share is 1.5: give" in fails("gldv2", "--root", str(root), "--val-share", "1.5")
     assert "--jobs is 0: give" in fails("cub", "--root", str(root), "--jobs", "0")
     assert "makes it" in fails("sop", "--root", str(root), "--check")
@@ -178,18 +179,17 @@ def test_a_damaged_download_that_was_taken_is_fetched_again_once_deleted(web, pu
     assert [r.range for r in web.requests if r.path == "/car_ims.tgz"][-1] == "bytes=100-"
 
 
-def test_two_commands_at_once_do_not_meet(web, publish, tmp_path, run_tool):
+def test_two_commands_at_once_do_not_meet(web, publish, tmp_path, run_tool, start_command):
     publish("cub")
     root, page, release = tmp_path / "data", web.page(CUB.path), threading.Event()
     page.block, page.after = 200, lambda: release.wait(60)
-    first = subprocess.Popen([sys.executable, str(ROOT / COMMAND), *_arguments("cub", web, root)], cwd=ROOT,
-                             stdout=subprocess.DEVNULL)
+    first = start_command([ROOT / COMMAND, *_arguments("cub", web, root)])
     while not web.requests:
         time.sleep(0.01)
     second = run_tool(COMMAND, *_arguments("cub", web, root))
     release.set()
     assert second.returncode == 1 and "another command prepares" in second.stderr
-    assert first.wait() == 0 and (root / "cub" / "train_list.txt").exists()
+    assert first.wait(60) == 0 and (root / "cub" / "train_list.txt").exists()
 
 
 def test_own_images_from_a_table_to_a_benchmark(tmp_path, run_tool):

@@ -1,4 +1,4 @@
-"""Every published configuration names data sets that a command here makes, and says which when one is missing."""
+"""Published configurations name data sets that a command here makes, and say which when one is missing."""
 import pytest
 
 from dolg.config import load_cfg
@@ -41,7 +41,7 @@ def test_the_commands_exist():
     ("tools/infer.py", "configs/dolg/r50_gldv2_8gpu.yaml", "tools/prepare_data.py rparis6k")])
 def test_the_commands_say_so(tool, file, command, tmp_path, run_tool):
     more = ["INFER.DATASET", "rparis6k"] if tool == "tools/infer.py" else []
-    done = run_tool(tool, "--cfg", file, "DATA_DIR", tmp_path, "OUT_DIR", tmp_path / "out", "NUM_GPUS", 1, "DEVICE",
-                    "cpu", "TRAIN.WEIGHTS", "", *more)
+    done = run_tool(tool, "--cfg", file, "DATA_DIR", tmp_path, "OUT_DIR", tmp_path / "out", "NUM_GPUS", 1,
+                    "DEVICE", "cpu", "TRAIN.WEIGHTS", "", *more)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert f"python {command} --root {tmp_path} makes it" in done.stderr

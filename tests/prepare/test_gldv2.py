@@ -21,12 +21,14 @@ def miniature(tmp_path):
     return MakeGLDv2(tmp_path / "web", np.random.default_rng(3))
 
 
-def _prepare(work, parts=("train",), every_image=False, min_images=1, val_share=0.3, archives=2, sizes=False):
+def _prepare(work, parts=("train",), every_image=False, min_images=1, val_share=0.3, archives=2,
+             sizes=False):
     return prepare(work, parts, every_image, min_images, val_share, 0, archives, sizes)
 
 
 def _read(file) -> dict[str, int]:
-    return {path: int(label) for path, label in (line.rsplit(" ", 1) for line in file.read_text().splitlines())}
+    lines = (line.rsplit(" ", 1) for line in file.read_text().splitlines())
+    return {path: int(label) for path, label in lines}
 
 
 @pytest.mark.parametrize("every_image", [False, True])
@@ -46,8 +48,9 @@ def test_training_lists(tmp_path, miniature, every_image, min_images):
     assert set(train.values()) == set(range(len(kept))) and 0 < len(val) < len(train)
     assert (work.folder / "classes.csv").read_text().splitlines() == \
         ["label,landmark_id", *(f"{label},{landmark}" for label, landmark in enumerate(kept))]
-    assert prepared.counts == {"training images": len(train), "held-out images": len(val), "classes": len(kept),
-                               "images" if every_image else "clean images": len(expected)}
+    assert prepared.counts == {"training images": len(train), "held-out images": len(val),
+                               "images" if every_image else "clean images": len(expected),
+                               "classes": len(kept)}
     assert prepared.lists == ["train_list.txt", "val_list.txt"]
     assert work.mark("train__images_001.tar")["md5_published"]
     images = read_image_list(work.folder / "train_list.txt", len(kept))
@@ -65,8 +68,8 @@ def test_other_parts_and_sizes(tmp_path, miniature):
     assert (prepared.counts["index images"], prepared.counts["test images"]) == (12, 5)
     assert (work.folder / "retrieval_solution_v2.1.csv").exists()
     assert (work.folder / "recognition_solution_v2.1.csv").exists()
-    assert sorted(prepared.lists) == ["index_list.txt", "test_list.txt", "train_list.txt", "train_sizes.csv",
-                                      "val_list.txt", "val_sizes.csv"]
+    assert sorted(prepared.lists) == ["index_list.txt", "test_list.txt", "train_list.txt",
+                                      "train_sizes.csv", "val_list.txt", "val_sizes.csv"]
     expected = []
     for path, label in _read(work.folder / "train_list.txt").items():
         height, width = cv2.imread(str(work.folder / path)).shape[:2]
@@ -80,7 +83,8 @@ def test_parts_of_several_runs_stay_together(tmp_path, miniature):
         write_manifests(work, _prepare(work, parts), {"parts": parts})
     manifest = read_manifest(work.folder)
     assert set(manifest["lists"]) == {"train_list.txt", "val_list.txt", "index_list.txt", "test_list.txt"}
-    assert manifest["counts"]["index images"]["found"] == 12 and manifest["counts"]["classes"]["published"] == 81_313
+    counts = manifest["counts"]
+    assert counts["index images"]["found"] == 12 and counts["classes"]["published"] == 81_313
     (work.folder / "val_list.txt").unlink()
     write_manifests(work, _prepare(work, ("test",)), {"parts": ("test",)})
     assert set(read_manifest(work.folder)["lists"]) == {"train_list.txt", "index_list.txt", "test_list.txt"}
@@ -112,7 +116,8 @@ def test_an_unpacked_copy_is_linked(tmp_path, miniature):
     assert _prepare(Work(DATA_SETS["gldv2"], tmp_path / "data"), archives=None) == prepared
     (mine / gldv2_path("train", last)).unlink()
     before = (folder / "train_list.txt").read_bytes()
-    with pytest.raises(UserError, match=f"of the 50 training images, 1 are not in .*: {gldv2_path('train', last)} .--part"):
+    message = f"of the 50 training images, 1 are not in .*: {gldv2_path('train', last)} .--part"
+    with pytest.raises(UserError, match=message):
         _prepare(Work(DATA_SETS["gldv2"], tmp_path / "data"), archives=None)
     assert (folder / "train_list.txt").read_bytes() == before
     _prepare(Work(DATA_SETS["gldv2"], tmp_path / "data", partial=True), archives=None)
@@ -122,7 +127,8 @@ def test_an_unpacked_copy_is_linked(tmp_path, miniature):
 
 def test_missing_archives(tmp_path, miniature):
     work = Work(DATA_SETS["gldv2"], tmp_path / "data", miniature.folder)
-    with pytest.raises(UserError, match="has no train/images_002.tar, .* and 493 more; get it by hand from https://github.com/cvdf"):
+    message = "has no train/images_002.tar, .* and 493 more; get it by hand from https://github.com/cvdf"
+    with pytest.raises(UserError, match=message):
         _prepare(work, archives=None)
     prepared = _prepare(Work(DATA_SETS["gldv2"], tmp_path / "part", miniature.folder), archives=1)
     there = [name for number, name in enumerate(miniature.images["train"]) if number % 2 == 0]
@@ -130,7 +136,8 @@ def test_missing_archives(tmp_path, miniature):
 
 
 def test_a_wrong_digest_is_refused(tmp_path, miniature):
-    (miniature.folder / "md5sum" / "train" / "md5.images_001.txt").write_text("0" * 32 + "  images_001.tar\n")
+    published = miniature.folder / "md5sum" / "train" / "md5.images_001.txt"
+    published.write_text("0" * 32 + "  images_001.tar\n")
     with pytest.raises(UserError, match="images_001.tar has the MD5 .*, and 0{32} is published"):
         _prepare(Work(DATA_SETS["gldv2"], tmp_path / "data", miniature.folder))
     work = Work(DATA_SETS["gldv2"], tmp_path / "data", miniature.folder, unverified=True)

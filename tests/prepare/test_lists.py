@@ -14,8 +14,9 @@ def test_lists_are_written_whole_in_blocks(tmp_path, monkeypatch, count):
     paths, labels = [f"a b/{i}.jpg" for i in range(count)], [i * 3 for i in range(count)]
     write_list(tmp_path / "labelled.txt", iter(paths), iter(labels))
     write_list(tmp_path / "plain.txt", iter(paths))
-    assert (tmp_path / "labelled.txt").read_text() == "".join(f"a b/{i}.jpg {i * 3}\n" for i in range(count))
-    assert (tmp_path / "plain.txt").read_text() == "".join(f"a b/{i}.jpg\n" for i in range(count))
+    labelled, plain = (tmp_path / "labelled.txt").read_text(), (tmp_path / "plain.txt").read_text()
+    assert labelled == "".join(f"a b/{i}.jpg {i * 3}\n" for i in range(count))
+    assert plain == "".join(f"a b/{i}.jpg\n" for i in range(count))
     if count:
         images = read_image_list(tmp_path / "labelled.txt")
         assert [images.name(i) for i in range(count)] == [str(tmp_path / path) for path in paths]
@@ -34,7 +35,8 @@ def test_present_finds_what_is_missing_or_empty(tmp_path, monkeypatch, block):
     (tmp_path / paths[7]).mkdir()
     found = present(tmp_path, paths, "images", partial=True)
     assert np.flatnonzero(~found).tolist() == [2, 5, 7]
-    with pytest.raises(UserError, match="of the 10 images, 3 are not in .*: d/2.jpg, d/5.jpg, d/7.jpg .--partial"):
+    message = "of the 10 images, 3 are not in .*: d/2.jpg, d/5.jpg, d/7.jpg .--partial"
+    with pytest.raises(UserError, match=message):
         present(tmp_path, paths, "images", partial=False)
     with pytest.raises(UserError, match="of the 3 images, 3 are not"):
         present(tmp_path, [paths[2], paths[5], paths[7]], "images", partial=True)
@@ -84,8 +86,9 @@ def test_digests_are_those_of_blake2(monkeypatch):
 
     monkeypatch.setattr(lists, "_BLOCK", 3)
     names = ["", "a", "é/b c.jpg", "x" * 500]
-    expected = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, salt=(5).to_bytes(8, "little")).digest(),
-                               "big") for name in names]
+    salt = (5).to_bytes(8, "little")
+    digests = [hashlib.blake2b(name.encode(), digest_size=8, salt=salt).digest() for name in names]
+    expected = [int.from_bytes(digest, "big") for digest in digests]
     assert name_digests(names, 5).tolist() == expected
     assert name_digests([name.encode() for name in names], 5).tolist() == expected
     assert name_digests(np.array([b"a", b"bb"]), 5).tolist() == name_digests(["a", "bb"], 5).tolist()

@@ -33,7 +33,8 @@ def test_a_folder_per_class(tmp_path):
     folder = tmp_path / "data" / "mine"
     train, val = _lines(folder / "train_list.txt"), _lines(folder / "val_list.txt")
     expected = {f"images/{name}/{'deep/' if i else ''}{i} a.png {label}"
-                for label, (name, count) in enumerate((("Big Ben", 5), ("arc", 3), ("x", 1))) for i in range(count)}
+                for label, (name, count) in enumerate((("Big Ben", 5), ("arc", 3), ("x", 1)))
+                for i in range(count)}
     assert set(train) | set(val) == expected and not set(train) & set(val)
     assert sum(line.endswith(" 0") for line in val) == 2 and not any(line.endswith(" 2") for line in val)
     assert prepared.counts == {"training images": len(train), "held-out images": len(val), "classes": 3}
@@ -63,8 +64,8 @@ t/8.jpg,train,z
 def tables(tmp_path):
     (tmp_path / "from").mkdir()
     (tmp_path / "from" / "images.csv").write_text(IMAGES)
-    for name in ("q/one.png", "q/two.png", "q/with, comma.jpg", "d/1.jpg", "d/2.png", "d/3.jpg", "d/4.jpg", "x/5.jpg",
-                 "t/6.jpg", "t/7.jpg", "t/8.jpg"):
+    for name in ("q/one.png", "q/two.png", "q/with, comma.jpg", "d/1.jpg", "d/2.png", "d/3.jpg", "d/4.jpg",
+                 "x/5.jpg", "t/6.jpg", "t/7.jpg", "t/8.jpg"):
         _image(tmp_path / "from" / name)
     return tmp_path
 
@@ -86,7 +87,8 @@ def test_labels_are_the_ground_truth(tables):
                                "database images": 4, "distractors": 1}
     # It is scored as any other benchmark: the first query finds one of two, second
     ranks = np.array([[1, 0, 3, 2], [1, 0, 2, 3], [0, 1, 2, 3]])
-    assert compute_map(ranks, split(truth, "easy")).aps[:2].tolist() == pytest.approx([(0.25 + (1 / 3 + 0.5) / 2) / 2, 1])
+    aps = compute_map(ranks, split(truth, "easy")).aps
+    assert aps[:2].tolist() == pytest.approx([(0.25 + (1 / 3 + 0.5) / 2) / 2, 1])
 
 
 def test_a_table_of_the_ground_truth(tables):
@@ -107,7 +109,8 @@ def test_a_table_of_the_ground_truth(tables):
     ("path,role\nd/../../a.jpg,query\n", "line 2: path .* does not lead below"),
     ("path,role\n,query\n", "line 2: path '' does not lead below"),
     ("path,role\nd/1.jpg,database\nd/1.jpg,query\n", "line 3: 'd/1.jpg' stands in line 2 already"),
-    ("path,role,x1,y1,x2,y2\nd/1.jpg,query,1,2,3,\n", "line 2: x1, y1, x2, y2 are 1, 2, 3, , not four numbers"),
+    ("path,role,x1,y1,x2,y2\nd/1.jpg,query,1,2,3,\n",
+     "line 2: x1, y1, x2, y2 are 1, 2, 3, , not four numbers"),
     ("path,role,x1,y1,x2,y2\nd/1.jpg,query,5,2,3,9\n", "line 2: the box 5, 2, 3, 9 holds nothing"),
     ("path,role,x1,y1,x2,y2\nd/1.jpg,query,1,2,inf,9\n", "line 2: the box .* holds nothing"),
     ("path,role\nd/1.jpg,query,x\n", "line 2: more values than columns"),
@@ -129,7 +132,8 @@ def test_mistakes_in_the_table_of_images(tables, table, message):
     ("q/one.png,d/3.jpg,junk", "'d/3.jpg' has another relevance for 'q/one.png'"),
 ])
 def test_mistakes_in_the_ground_truth(tables, line, message):
-    (tables / "from" / "ground_truth.csv").write_text(f"query,image,relevance\nq/one.png,d/3.jpg,hard\n{line}\n")
+    (tables / "from" / "ground_truth.csv").write_text(
+        f"query,image,relevance\nq/one.png,d/3.jpg,hard\n{line}\n")
     with pytest.raises(UserError, match=f"line 3: {message}"):
         prepare_table(_work(tables), 0.0, 0)
 

@@ -38,8 +38,8 @@ def root(tmp_path_factory):
 
 
 def _cfg(tiny, root, out, *options):
-    arguments = [*tiny[2:], "DATA_DIR", root, "TRAIN.DATASET", "mine", "TRAIN.BATCH_SIZE", 4, "OPTIM.MAX_EPOCH", 1,
-                 "TEST.RETRIEVAL", "mine", "OUT_DIR", out, *options]
+    arguments = [*tiny[2:], "DATA_DIR", root, "TRAIN.DATASET", "mine", "TRAIN.BATCH_SIZE", 4,
+                 "OPTIM.MAX_EPOCH", 1, "TEST.RETRIEVAL", "mine", "OUT_DIR", out, *options]
     return load_cfg(str(ROOT / tiny[1]), [str(argument) for argument in arguments])
 
 
@@ -62,8 +62,9 @@ def test_from_the_manifest_to_the_result(tiny, root, tmp_path, run_tool):
     for store in ("mine/query", "mine/database", "distractors"):
         manifest = FeatureStore(features / store).manifest
         assert manifest["data"] == record and manifest["image_variant"] == "scanned"
-    done = run_tool("revisitop/evaluate.py", "--gnd", folder / "gnd_mine.pkl", "--query", features / "mine" / "query",
-                    "--database", features / "mine" / "database", "--json", tmp_path / "result.json")
+    done = run_tool("revisitop/evaluate.py", "--gnd", folder / "gnd_mine.pkl",
+                    "--query", features / "mine" / "query", "--database", features / "mine" / "database",
+                    "--json", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     protocol = json.loads((tmp_path / "result.json").read_text())["protocol"]
     assert protocol["query"]["data"] == protocol["database"]["data"] == record
@@ -98,7 +99,7 @@ def test_a_run_does_not_go_on_with_other_images(tiny, root, tmp_path):
 def test_boxes_and_shards_have_their_place(tiny, root, tmp_path):
     cfg = _cfg(tiny, tmp_path, tmp_path / "out", "TRAIN.SPLIT", "train-*.tar", "TEST.RETRIEVAL", "")
     (tmp_path / "mine").mkdir()
-    assert data_used(cfg)["TRAIN"] == {"folder": str(tmp_path / "mine"), "file": "train-*.tar", "sha256": None,
-                                       "boxes_sha256": None, "prepared": None}
+    assert data_used(cfg)["TRAIN"] == {"folder": str(tmp_path / "mine"), "file": "train-*.tar",
+                                       "sha256": None, "boxes_sha256": None, "prepared": None}
     (tmp_path / "mine" / "boxes.csv").write_text("path,x1,y1,x2,y2\n")
     assert data_used(cfg)["TRAIN"]["boxes_sha256"] == _sha256(tmp_path / "mine" / "boxes.csv")

@@ -9,7 +9,8 @@ from dolg.prepare.catalogue import DATA_SETS
 from dolg.prepare.record import write_manifests
 from dolg.prepare.revisited import BLURRED, ORIGINAL, prepare, prepare_distractors
 from dolg.prepare.work import Work
-from tests.prepare.landmark_miniatures import make_distractors, make_oxford, make_paris, write_tar, write_truth
+from tests.prepare.landmark_miniatures import (make_distractors, make_oxford, make_paris, write_tar,
+                                               write_truth)
 
 
 @pytest.fixture
@@ -87,12 +88,14 @@ def test_unpacked_images_are_linked_wherever_they_are(tmp_path, paris):
 def test_a_missing_image_and_a_damaged_truth(tmp_path, oxford):
     web, images, names = oxford
     write_tar(web / "oxbuild_images-v1.tgz", {f"{name}.jpg": images[f"{name}.jpg"] for name in names[1:]})
-    with pytest.raises(UserError, match="of the 5 images of roxford5k, 1 are not in .*: all_souls_000000.jpg .without the"):
+    message = "of the 5 images of roxford5k, 1 are not in .*: all_souls_000000.jpg .without the"
+    with pytest.raises(UserError, match=message):
         prepare(_work("roxford5k", tmp_path, web), "")
     (web / "roxford5k" / "gnd_roxford5k.pkl").write_bytes(b"cos\nsystem\n")
     with pytest.raises(UserError, match="gnd_roxford5k.pkl"):
         prepare(_work("roxford5k", tmp_path / "other", web), "")
-    with pytest.raises(UserError, match="gnd_roxford5k.pkl has the MD5 .* f2b67579f625a587b5b0828dbf2e8eb0 is pub"):
+    message = "gnd_roxford5k.pkl has the MD5 .* f2b67579f625a587b5b0828dbf2e8eb0 is pub"
+    with pytest.raises(UserError, match=message):
         prepare(Work(DATA_SETS["roxford5k"], tmp_path / "third", web), "")
 
 
@@ -117,7 +120,8 @@ def test_distractors(tmp_path, prefix):
     prepared = prepare_distractors(work, 3)
     assert prepared.counts == {"distractors": 12} and prepared.lists == ["revisitop1m.txt"]
     source = images_of(work.folder / "revisitop1m.txt")
-    assert {source.names[i].removeprefix("jpg/"): source.path(i).read_bytes() for i in range(len(source))} == files
+    found = {source.names[i].removeprefix("jpg/"): source.path(i).read_bytes() for i in range(len(source))}
+    assert found == files
     assert list(source.names) == [f"jpg/{name}" for name in files]
     some = prepare_distractors(Work(DATA_SETS["revisitop1m"], tmp_path / "some", web), 1)
     assert some.counts == {"distractors": 4}

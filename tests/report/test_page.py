@@ -342,7 +342,7 @@ def slow_rows(gnd, names, descriptors, query):
 
 def test_command_on_the_small_benchmark(run_tool, benchmark, tmp_path):
     options, gnd, names, descriptors, arrays = benchmark
-    done = run_tool("tools/report.py", *options)
+    done = run_tool("tools/report.py", *options, fresh=True)
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     page = Page(html)

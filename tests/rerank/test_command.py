@@ -1,7 +1,6 @@
 """tools/rerank.py as a user runs it."""
 import csv
 import json
-import os
 import pickle
 import signal
 import subprocess
@@ -189,11 +188,9 @@ def test_each_file_of_results_has_a_row():
     assert len(set(map(len, table))) == 1
 
 
-def test_two_processes_do_what_one_does(toy, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "tools/rerank.py", "--cfg", CFG, *toy, "RERANK.SPATIAL.MATCHING", "mutual"]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=200,
-                          env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+def test_two_processes_do_what_one_does(toy, torchrun, tmp_path):
+    done = torchrun(2, "tools/rerank.py", "--cfg", CFG, *toy, "RERANK.SPATIAL.MATCHING", "mutual",
+                    env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "out" / "spatial_top100.json").read_text())
     one = rerank(load_cfg(CFG, [*toy, "RERANK.SPATIAL.MATCHING", "mutual", "RERANK.OUT_DIR",

@@ -211,7 +211,7 @@ def test_the_command_end_to_end(listed, run_tool, run_here, tmp_path, weight, fr
     if from_out_dir:
         printed = run_here("tools/rerank_classes.py", *TINY, *options)
     else:
-        done = run_tool("tools/rerank_classes.py", *TINY, *options, env={"OMP_NUM_THREADS": "1"})
+        done = run_tool("tools/rerank_classes.py", *TINY, *options, fresh=True)
         assert done.returncode == 0, done.stderr
         printed = done.stdout
     rows, figures = _rows_of(printed), json.loads((tmp_path / "rerank" / "recall.json").read_text())

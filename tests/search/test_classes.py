@@ -375,7 +375,7 @@ def test_mistakes_on_the_command_line(run_tool, stores, tmp_path, mistake, messa
     else:
         gallery = ["--gallery", folder / "gallery"]
     done = run_tool("tools/recall.py", "--query", query, "--labels", folder / "query.txt",
-                    *gallery, "--json", tmp_path / "out.json")
+                    *gallery, "--json", tmp_path / "out.json", fresh=message == "is not a feature store")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr

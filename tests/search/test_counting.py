@@ -1,9 +1,6 @@
 """Counting of ranks by a device's counter, and by several processes, against the plain one."""
 import json
-import os
 import pickle
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -88,7 +85,7 @@ def test_one_process_does_all():
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_give_what_one_gives(processes, tmp_path, run_tool):
+def test_processes_give_what_one_gives(processes, tmp_path, run_tool, torchrun):
     """Bit for bit, with distractors over several stores."""
     rng = np.random.default_rng(7)
     labels = [{kind: part.tolist() for kind, part in
@@ -105,11 +102,8 @@ def test_processes_give_what_one_gives(processes, tmp_path, run_tool):
                  "--distractors", tmp_path / "far", tmp_path / "farther"]
     alone = run_tool("revisitop/evaluate.py", *arguments, "--json", tmp_path / "one.json")
     assert alone.returncode == 0, alone.stderr
-    several = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-         str(processes), "tools/evaluate.py", *map(str, arguments), "--device", "cpu", "--json",
-         str(tmp_path / "many.json")], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+    several = torchrun(processes, "tools/evaluate.py", *arguments, "--device", "cpu", "--json",
+                       tmp_path / "many.json")
     assert several.returncode == 0, several.stderr[-2000:]
     assert several.stdout == alone.stdout
     one, many = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "many.json"))
@@ -120,11 +114,11 @@ def test_the_command_without_torchrun(run_tool, tmp_path):
     done = run_tool("tools/evaluate.py", "--gnd", tmp_path / "no.pkl", "--query", "a", "--database",
                     "b")
     assert done.returncode == 1 and "no.pkl" in done.stderr and "Traceback" not in done.stderr
-    done = run_tool("tools/evaluate.py", "--gnd", tmp_path / "no.pkl")
+    done = run_tool("tools/evaluate.py", "--gnd", tmp_path / "no.pkl", fresh=True)
     assert done.returncode == 1 and "--help lists the arguments" in done.stderr
 
 
-def test_what_one_process_cannot_read_all_say(tmp_path):
+def test_what_one_process_cannot_read_all_say(torchrun, tmp_path):
     """Nobody waits, or is told of a lost connection."""
     rng = np.random.default_rng(0)
     far = _store(tmp_path / "far", rng.standard_normal((30_000, 64)).astype(np.float32), (), 5000)
@@ -137,12 +131,9 @@ def test_what_one_process_cannot_read_all_say(tmp_path):
     (tmp_path / "gnd_toy.pkl").write_bytes(pickle.dumps({
         "imlist": [f"database {i}" for i in range(20)], "qimlist": ["query 0", "query 1"],
         "gnd": [{"easy": [1], "hard": [2], "junk": []}] * 2}))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "tools/evaluate.py", "--gnd", str(tmp_path / "gnd_toy.pkl"), "--device", "cpu", "--query",
-         str(tmp_path / "query"), "--database", str(tmp_path / "database"), "--distractors",
-         str(far.path)], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = torchrun(2, "tools/evaluate.py", "--gnd", tmp_path / "gnd_toy.pkl", "--device", "cpu",
+                    "--query", tmp_path / "query", "--database", tmp_path / "database",
+                    "--distractors", far.path)
     assert done.returncode != 0
     errors = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
     assert len(errors) == 1 and "has values that are not finite" in errors.pop()

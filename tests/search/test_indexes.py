@@ -1,9 +1,6 @@
 """Indexes by faiss: against the exact search, in files, extended, spread, measured."""
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +138,7 @@ def test_merged_results_are_those_of_all():
         assert got_scores[q, :60].tolist() == scores[q, order].tolist()
 
 
-def test_several_processes_and_one_index(stores, flat, tmp_path, run_tool):
+def test_several_processes_and_one_index(stores, flat, tmp_path, run_tool, torchrun):
     """Shards over two processes print what one index of all prints."""
     for name in ("database", "far"):
         build_index(tmp_path / name, [stores[name]], "flat")
@@ -149,11 +146,8 @@ def test_several_processes_and_one_index(stores, flat, tmp_path, run_tool):
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.splitlines()[0] == "query,place,image,score"
     assert len(alone.stdout.splitlines()) == 1 + 29 * 5
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "tools/search.py", "query", str(tmp_path / "database"), str(tmp_path / "far"), "--query",
-         str(stores["query"].path), "--top", "5", "-o", str(tmp_path / "found.csv")],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = torchrun(2, "tools/search.py", "query", tmp_path / "database", tmp_path / "far", "--query",
+                    stores["query"].path, "--top", 5, "-o", tmp_path / "found.csv")
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "found.csv").read_text() == alone.stdout
 

@@ -207,7 +207,7 @@ def test_mistakes_on_the_command_line(world, run_tool, tmp_path):
             (first, ("--depth", 0), "k is 0"),
             (first, ("--output", tmp_path), "it is a folder")):
         done = run_tool("tools/predict.py", "retrieval", "--query", query, "--database", database,
-                        "--output", tmp_path / "p.csv", *more)
+                        "--output", tmp_path / "p.csv", *more, fresh="--depth" in more)
         assert done.returncode == 1 and done.stdout == "" and message in done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert (tmp_path / "p.csv").read_text() == "earlier"

@@ -218,7 +218,7 @@ def test_the_commands(world, command, run_tool, tmp_path):
         assert f"{100 * values['mAP']:.2f}" == line.split()[1]
     again = tmp_path / "again.json"
     done = run_tool("tools/expand.py", "evaluate", out, *options[:5], "--gnd", world["gnd"],
-                    "--json", again)
+                    "--json", again, fresh=command == "diffusion")
     assert done.returncode == 0 and done.stdout, done.stderr
     assert json.loads(again.read_text()) == result
 
