@@ -34,7 +34,8 @@ def check_same_data(cfg) -> None:
     file = Path(cfg.OUT_DIR) / FILE
     if not file.exists():       # a run of an older version
         return
-    before, now = json.loads(file.read_text(encoding="utf-8")).get("TRAIN", {}), data_used(cfg)["TRAIN"]
+    before = json.loads(file.read_text(encoding="utf-8")).get("TRAIN", {})
+    now = _used(Path(cfg.DATA_DIR) / cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT)
     if any(before.get(key) != now[key] for key in ("sha256", "boxes_sha256")):
         raise UserError(f"{now['folder']}/{now['file']} or its boxes were changed since the run in "
                         f"{cfg.OUT_DIR} began, which cannot go on with other images: give another OUT_DIR, "

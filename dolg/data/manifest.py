@@ -7,7 +7,6 @@ from dolg.files import file_digest
 
 FILE = "manifest.json"
 FORMAT = "dolg data set"
-_FORMATS = (FORMAT, 1)        # 1: the synthetic landmarks, whose parameters are all there is to know
 
 # Folder under DATA_DIR -> the command that makes it
 COMMANDS = {
@@ -40,7 +39,14 @@ def read_manifest(folder: Path) -> dict | None:
         if FORMAT not in text:      # somebody else's file of that name
             return None
         raise UserError(f"{folder / FILE} is damaged ({error}): prepare the data set again") from None
-    return content if isinstance(content, dict) and content.get("format") in _FORMATS else None
+    return content if _is_ours(content) else None
+
+
+def _is_ours(content: object) -> bool:
+    if not isinstance(content, dict) or not isinstance(content.get("counts"), dict):
+        return False
+    # The synthetic landmarks' manifest has a format of its own: their parameters are all there is to know
+    return content.get("format") == FORMAT or (content.get("format") == 1 and "parameters" in content)
 
 
 def data_record(folder: Path) -> dict | None:

@@ -1,6 +1,7 @@
 """Whether a prepared data set is whole: its lists as they were made, every image there and decodable."""
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from dolg.prepare.lists import name_digests
 REPORT = "check.json"
 _MAX_PIXELS = 250_000_000       # photographs of the distractors have up to 100 million
 _TOGETHER = 64
+_BLOCK = 2 ** 16                # names that are strings at the same time
 _SHOWN = 20
 
 
@@ -51,43 +53,94 @@ def check(folder: Path, workers: int = -1) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} has no {FILE}: {how_to_get(folder)}")
-    problems = [f"{name}: {reason}" for name, reason in _changed_lists(folder, manifest)]
-    checked, seen = 0, np.empty(0, np.uint64)
-    for what, source in _sources(folder, manifest):
-        digests = name_digests([f"{source.path(i)} {source.boxes.get(i)}" for i in range(len(source))])
-        new = np.flatnonzero(~np.isin(digests, seen))
-        seen = np.union1d(seen, digests)
-        checked += len(new)
-        problems += [f"{source.path(index)}: {reason}"
-                     for index, reason in _decoded(what, source, new, workers)]
-    report = {"manifest_sha256": file_digest(folder / FILE), "images": checked, "problems": problems}
-    write_atomically(folder / REPORT, json.dumps(report, indent=1) + "\n")
+    if "lists" not in manifest:
+        raise UserError(f"{folder / FILE} names no lists to check: tools/prepare_data.py did not make it")
+    wrong_files = [f"{name}: {reason}" for name, reason in _changed_files(folder, manifest)]
+    wrong_images, checked, seen = [], 0, np.empty(0, np.uint64)
+    for name, read in _readers(folder, manifest).items():
+        try:
+            sources = read()
+        except UserError as error:
+            wrong_files.append(f"{name}: {error}")
+            continue
+        for what, source in sources.items():
+            digests = _digests(what, source)
+            new = np.flatnonzero(~np.isin(digests, seen))
+            seen = np.union1d(seen, digests)
+            checked += len(new)
+            wrong_images += [f"{source.path(index)}: {reason}"
+                             for index, reason in _decoded(what, source, new, workers)]
+    _report(folder, checked, wrong_files + wrong_images)
+    if problems := len(wrong_files) + len(wrong_images):
+        raise UserError(f"{folder}: {problems} of {checked} images or lists are not as they should be; "
+                        f"{_mending(folder, bool(wrong_files), bool(wrong_images))}")
+    say(f"{folder}: {checked} images, all of them there and decodable; {len(manifest['lists'])} lists and "
+        "other files as they were made")
+
+
+def _changed_files(folder: Path, manifest: dict) -> Iterator[tuple[str, str]]:
+    for name, facts in manifest["lists"].items():
+        file, what = folder / name, "list" if name.endswith(".txt") else "file"
+        if not file.is_file():
+            yield name, f"the {what} is gone"
+        elif file_digest(file) != facts["sha256"]:
+            yield name, f"the {what} was changed since it was made"
+
+
+def _readers(folder: Path, manifest: dict) -> dict[str, Callable[[], dict[str, ImageSource]]]:
+    """By a list's or ground truth's name: what gives the images that it names."""
+    readers = {}
+    for name in manifest["lists"]:
+        # An empty list, as of held-out images where none are held out, is as whole as another
+        if name.endswith(".txt") and (folder / name).is_file() and (folder / name).stat().st_size:
+            readers[name] = partial(_listed, folder / name)
+    truth = f"gnd_{folder.name}.pkl"
+    if (folder / truth).is_file():
+        readers[truth] = partial(revisited_sources, folder.parent, folder.name, crop_queries=True)
+    return readers
+
+
+def _listed(file: Path) -> dict[str, ImageSource]:
+    return {file.name: images_of(file)}
+
+
+def _digests(what: str, source: ImageSource) -> np.ndarray:
+    """64 bits of each image's path and box, uint64 (N,)."""
+    digests = np.empty(len(source), np.uint64)
+    with tqdm(desc=f"{what}, names", total=len(source), unit="image", leave=False, disable=None) as bar:
+        for start in range(0, len(source), _BLOCK):
+            block = range(start, min(start + _BLOCK, len(source)))
+            digests[block.start:block.stop] = name_digests(
+                [f"{source.path(i)} {source.boxes.get(i)}" for i in block])
+            bar.update(len(block))
+    return digests
+
+
+def _report(folder: Path, checked: int, problems: list[str]) -> None:
+    """Say the first problems, and write all to check.json; where that cannot be, say them all."""
     for line in problems[:_SHOWN]:
         say(f"  {line}")
-    if problems:
-        more = f", all in {folder / REPORT}" if len(problems) > _SHOWN else ""
-        raise UserError(f"{folder}: {len(problems)} of {checked} images or lists are not as they should "
-                        f"be{more}")
-    say(f"{folder}: {checked} images, all of them there and decodable; {len(manifest['lists'])} lists as "
-        "they were made")
+    report = {"manifest_sha256": file_digest(folder / FILE), "images": checked, "problems": problems}
+    try:
+        write_atomically(folder / REPORT, json.dumps(report, indent=1) + "\n")
+    except OSError as error:        # hours of decoding end with what they found all the same
+        say(f"WARNING: {folder / REPORT} cannot be written ({error.strerror})")
+        for line in problems[_SHOWN:]:
+            say(f"  {line}")
+    else:
+        if len(problems) > _SHOWN:
+            say(f"  and {len(problems) - _SHOWN} more, all in {folder / REPORT}")
 
 
-def _changed_lists(folder: Path, manifest: dict) -> Iterator[tuple[str, str]]:
-    for name, facts in manifest["lists"].items():
-        file = folder / name
-        if not file.is_file():
-            yield name, "the list is gone"
-        elif file_digest(file) != facts["sha256"]:
-            yield name, "the list was changed since it was made"
-
-
-def _sources(folder: Path, manifest: dict) -> Iterator[tuple[str, ImageSource]]:
-    for name in manifest["lists"]:
-        if name.endswith(".txt") and (folder / name).is_file():
-            yield name, images_of(folder / name)
-    if (folder / f"gnd_{folder.name}.pkl").is_file():
-        for part, source in revisited_sources(folder.parent, folder.name, crop_queries=True).items():
-            yield part, source
+def _mending(folder: Path, files: bool, images: bool) -> str:
+    """What mends lists and other files that changed, and images."""
+    command, ways = how_to_get(folder), []
+    if files:
+        ways.append(f"of the lists: {command} again")
+    if images:
+        ways.append("of the images: put whole ones where --from had them or, if archives were unpacked, delete "
+                    f"the data set's folder .prepared; then {command} again")
+    return "; ".join(ways)
 
 
 def _decoded(what: str, source: ImageSource, indexes: np.ndarray,

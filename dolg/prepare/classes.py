@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dolg.data.boxes import BOXES, Box, write_boxes
 from dolg.errors import UserError
-from dolg.prepare.lists import Prepared, name_digests, present, write_list
+from dolg.prepare.lists import UNPACK_AGAIN, Prepared, name_digests, present, write_list
 from dolg.prepare.work import Work
 
 TRAIN, TEST, QUERY, GALLERY = "train", "test", "query", "gallery"
@@ -56,7 +56,7 @@ def write_lists(work: Work, rows: Sequence[Row], share: float) -> Prepared:
     """
     _check_classes(rows)
     parts = dict.fromkeys(row.part for row in rows)
-    there = present(work.folder, [row.path for row in rows], "images", work.partial)
+    there = present(work.folder, [row.path for row in rows], "images", work.partial, UNPACK_AGAIN)
     rows = list(compress(rows, there))
     lists = _lists(rows, share)
     _write(work.folder, lists)

@@ -80,20 +80,20 @@ def fetch(file: RemoteFile, folder: Path, *, advice: str = _ADVICE, patience: Pa
             return Fetched(path, part.size, part.finish(), bool(md5))
 
 
-def verify(file: RemoteFile, path: Path, *, stop: Event | None = None,
-           patience: Patience = Patience()) -> Fetched:
+def verify(file: RemoteFile, path: Path, *, stop: Event | None = None, patience: Patience = Patience(),
+           advice: str = "delete it, so that it is fetched again") -> Fetched:
     """The file at `path`, which is taken for `file`: its size and MD5 are as far as published.
 
     An MD5 that has to be read from the web is asked for once; without it the file counts as not verified
-    (`published`), so that machines without a network can use what was brought to them.
+    (`published`), so that machines without a network can use what was brought to them. `advice` ends the
+    message.
     Raises UserError for another size or MD5.
     """
     if not path.is_file():
         raise UserError(f"{path} is no file: move it away")
     size, expected = path.stat().st_size, file.md5.lower()
     if file.size is not None and size != file.size:
-        raise UserError(f"{path} has {size} bytes, and {file.size} are published: delete it, so that it is "
-                        "fetched again")
+        raise UserError(f"{path} has {size} bytes, and {file.size} are published: {advice}")
     if file.md5_url and not expected:
         with Web(replace(patience, attempts=1), stop or Event()) as web:
             try:
@@ -102,8 +102,7 @@ def verify(file: RemoteFile, path: Path, *, stop: Event | None = None,
                 expected = ""
     md5 = md5_of(path, stop)
     if expected and md5 != expected:
-        raise UserError(f"{path} has the MD5 {md5}, and {expected} is published: delete it, so that it is "
-                        "fetched again")
+        raise UserError(f"{path} has the MD5 {md5}, and {expected} is published: {advice}")
     return Fetched(path, size, md5, bool(expected))
 
 

@@ -14,7 +14,7 @@ from dolg.errors import UserError
 from dolg.prepare.annotations import read_structs, read_table
 from dolg.prepare.catalogue import IMAGENET_DEVKIT, IMAGENET_TRAINING, IMAGENET_VALIDATION
 from dolg.prepare.classes import below
-from dolg.prepare.lists import Prepared, present, write_list
+from dolg.prepare.lists import UNPACK_AGAIN, Prepared, present, write_list
 from dolg.prepare.unpack import unpack
 from dolg.prepare.work import Unit, Work, as_it_is
 
@@ -124,7 +124,8 @@ def _present(work: Work, what: str, images: _Images) -> _Images:
             raise UserError(f"no {what} are in {work.folder}")
         say(f"no {what} are there")
         return []
-    return list(compress(images, present(work.folder, [path for path, _ in images], what, work.partial)))
+    return list(compress(images, present(work.folder, [path for path, _ in images], what, work.partial,
+                                         UNPACK_AGAIN)))
 
 
 def _write(work: Work, images: dict[str, _Images]) -> Prepared:

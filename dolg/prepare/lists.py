@@ -14,6 +14,8 @@ from dolg.core.logging import say
 from dolg.errors import UserError
 from dolg.files import atomic_file
 
+# What to do where images of archives are missing
+UNPACK_AGAIN = "--partial takes those that are there; without the folder .prepared all archives are unpacked again"
 _THREADS = 32       # they wait for the disk
 _LOOKED_AT = 4096   # images that a thread looks for at a time
 _BLOCK = 2 ** 16    # lines, or names, dealt with at once
@@ -28,21 +30,23 @@ class Prepared:
         lists: names of the lists, relative to the data set's folder.
         variant: of the images, where there are several.
         folders: further folders beside the data set's, with their lists.
-        adds: whether other lists that an earlier run made stay beside these.
+        replaces: lists and counts that this run has the say about; others that an earlier run made stay in
+            the manifest. None: all.
     """
 
     counts: dict[str, int]
     lists: list[str] = field(default_factory=list)
     variant: str = ""
     folders: dict[str, list[str]] = field(default_factory=dict)
-    adds: bool = False
+    replaces: frozenset[str] | None = None
 
 
-def present(folder: Path, paths: Sequence[str], what: str, partial: bool | None) -> np.ndarray:
+def present(folder: Path, paths: Sequence[str], what: str, partial: bool,
+            hint: str = "--partial takes those that are there") -> np.ndarray:
     """Which of the images `paths`, relative to `folder`, are there and not empty, bool (N,).
 
-    Raises UserError that counts and names them where some are not, unless `partial`, or where none is.
-    `partial` None says that a part is of no use.
+    Raises UserError that counts and names them, and ends in `hint`, where some are not, unless `partial`, or
+    where none is.
     """
     def look(start: int) -> list[bool]:
         return [_is_there(folder / paths[i]) for i in range(start, min(start + _LOOKED_AT, len(paths)))]
@@ -56,10 +60,8 @@ def present(folder: Path, paths: Sequence[str], what: str, partial: bool | None)
     missing = np.flatnonzero(~mask)
     if len(missing) == len(paths) or (len(missing) and not partial):
         some = ", ".join(paths[i] for i in missing[:3])
-        hint = "--partial takes those that are there, and " if partial is False else ""
         more = ", ..." if len(missing) > 3 else ""
-        raise UserError(f"of the {len(paths)} {what}, {len(missing)} are not in {folder}: {some}{more} "
-                        f"({hint}without the folder .prepared all archives are unpacked again)")
+        raise UserError(f"of the {len(paths)} {what}, {len(missing)} are not in {folder}: {some}{more} ({hint})")
     if len(missing):
         say(f"{len(missing)} of the {len(paths)} {what} are not there and are left out")
     return mask

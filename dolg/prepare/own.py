@@ -2,7 +2,7 @@
 import csv
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +11,13 @@ import numpy as np
 from dolg.errors import UserError
 from dolg.features.sources import images_of
 from dolg.files import write_atomically
-from dolg.prepare.lists import Prepared, contiguous, held_out, present, write_list
+from dolg.prepare.lists import Prepared, held_out, present, write_list
 from dolg.prepare.work import Work
 
 _ROLES = ("train", "query", "database", "distractor")
 _RELEVANCES = ("easy", "hard", "junk")
 _BOX = ("x1", "y1", "x2", "y2")
+_TRAINING, _DISTRACTORS = ("train_list.txt", "val_list.txt"), "distractors.txt"
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,18 @@ class Row:
 
 def prepare_folder(work: Work, val_share: float, seed: int) -> Prepared:
     """Training lists of the images in the folders of --from, each of which is a class."""
-    images = work.folder / "images"
-    _link(images, work.given)
-    names = list(images_of(images).names)
-    loose = [name for name in names if "/" not in name]
-    if loose:
-        raise UserError(f"{work.given}/{loose[0]} is in no folder of its own: each class is a folder")
-    classes = np.array([name.partition("/")[0] for name in names])
-    return _training_lists(work.folder, [f"images/{name}" for name in names], classes, val_share, seed)
+    _check_apart(work)
+    names = images_of(work.given).names
+    for name in names:
+        if fault := _fault(name):
+            raise UserError(f"{work.given} holds {ascii(name)}, {fault}: rename it")
+        if "/" not in name:
+            raise UserError(f"{work.given}/{name} is in no folder of its own: each class is a folder")
+    there = present(work.given, names, "images", work.partial,
+                    "files of 0 bytes are none; --partial takes the others")
+    names = [name for name, is_there in zip(names, there) if is_there]
+    _clear(work, set(_TRAINING))
+    return _training_lists(work.folder, names, (name.partition("/")[0] for name in names), val_share, seed)
 
 
 def prepare_table(work: Work, val_share: float, seed: int) -> Prepared:
@@ -50,24 +55,28 @@ def prepare_table(work: Work, val_share: float, seed: int) -> Prepared:
     image (paths) and relevance (easy, hard or junk); without it the database images of a query's label are
     its positives, all easy.
     """
-    rows = read_images(work.given / "images.csv")
-    work.folder.mkdir(parents=True, exist_ok=True)
-    _link(work.folder / "images", work.given)
-    there = present(work.folder / "images", [row.path for row in rows], "images of images.csv",
-                    work.partial)
-    rows = [row for row, is_there in zip(rows, there) if is_there]
-    parts = {role: [row for row in rows if row.role == role] for role in _ROLES}
+    _check_apart(work)
+    file, truth_file = work.given / "images.csv", work.folder / f"gnd_{work.dataset.name}.pkl"
+    rows = read_images(file)
+    there = present(work.given, [row.path for row in rows], "images of images.csv", work.partial)
+    absent = [row for row, is_there in zip(rows, there) if not is_there]
+    training, queries, database, distractors = (
+        [row for row, is_there in zip(rows, there) if is_there and row.role == role] for role in _ROLES)
+    classes = [_required_label(file, row) for row in training]
+    truth = _ground_truth(work.given, queries, database, absent) if queries or database else None
+    # Nothing is touched before all tables are read
+    _clear(work, {*(_TRAINING if training else ()), *([truth_file.name] if truth else ()),
+                  *([_DISTRACTORS] if distractors else ())})
     prepared = Prepared({})
-    if training := parts["train"]:
-        labels = np.array([_required_label(work.given / "images.csv", row) for row in training])
-        paths = [f"images/{row.path}" for row in training]
-        prepared = _training_lists(work.folder, paths, labels, val_share, seed)
-    if parts["query"] or parts["database"]:
-        _benchmark(work, parts["query"], parts["database"], prepared)
-    if parts["distractor"]:
-        write_list(work.folder / "distractors.txt", [f"images/{row.path}" for row in parts["distractor"]])
-        prepared.lists.append("distractors.txt")
-        prepared.counts["distractors"] = len(parts["distractor"])
+    if training:
+        prepared = _training_lists(work.folder, [row.path for row in training], classes, val_share, seed)
+    if truth:
+        write_atomically(truth_file, pickle.dumps(truth, protocol=2))
+        prepared.counts.update({"queries": len(queries), "database images": len(database)})
+    if distractors:
+        write_list(work.folder / _DISTRACTORS, [f"images/{row.path}" for row in distractors])
+        prepared.lists.append(_DISTRACTORS)
+        prepared.counts["distractors"] = len(distractors)
     return prepared
 
 
@@ -76,8 +85,10 @@ def read_images(file: Path) -> list[Row]:
     rows, seen = [], {}
     for line, row in _table(file, ("path", "role")):
         if row["role"] not in _ROLES:
-            raise UserError(f"{file}, line {line}: role '{row['role']}' is none of {', '.join(_ROLES)}")
+            raise UserError(f"{file}, line {line}: role {row['role']!r} is none of {', '.join(_ROLES)}")
         path = row["path"]
+        if fault := _fault(path):
+            raise UserError(f"{file}, line {line}: path {ascii(path)}, {fault}: rename the image")
         if not path or Path(path).is_absolute() or ".." in Path(path).parts:
             raise UserError(f"{file}, line {line}: path '{path}' does not lead below {file.parent}")
         if path in seen:
@@ -89,14 +100,66 @@ def read_images(file: Path) -> list[Row]:
     return rows
 
 
-def _benchmark(work: Work, queries: list[Row], database: list[Row], prepared: Prepared) -> None:
-    """gnd_NAME.pkl and jpg/ in the Revisited format."""
+def _check_apart(work: Work) -> None:
+    """Raise UserError where images would be linked into themselves."""
+    folder, given = work.folder.resolve(), work.given.resolve()
+    if folder.is_relative_to(given) or given.is_relative_to(folder):
+        raise UserError(f"--from {work.given} and the data set's folder {work.folder} are the same, or one is "
+                        "in the other: choose another --root, or a --from of images alone")
+
+
+def _fault(name: str) -> str:
+    """Why a line of a list cannot name an image; empty: it can."""
+    if "\0" in name:
+        return "which has a zero byte in it"
+    if name and name.splitlines() != [name]:
+        return "which has a line break in it"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "which is not in UTF-8"
+    return ""
+
+
+def _clear(work: Work, made: set[str]) -> None:
+    """Link the images, and remove what an earlier run left but this one, which makes `made`, does not make.
+
+    Raises UserError, and changes nothing, where something else stands in a link's place.
+    """
+    images, jpg, truth = work.folder / "images", work.folder / "jpg", f"gnd_{work.dataset.name}.pkl"
+    links = [images, jpg] if truth in made else [images]
+    for link in links:
+        if link.exists() and not link.is_symlink():
+            raise UserError(f"{link} is there already and is no link to {work.given}: delete it, or give "
+                            "another --name")
+    earlier = images.is_symlink()       # else the folder is somebody's own, and so is what is in it
+    for link in links:
+        _link(link, work.given)
+    if earlier:
+        for name in {*_TRAINING, _DISTRACTORS, truth} - made:
+            (work.folder / name).unlink(missing_ok=True)
+        if truth not in made and jpg.is_symlink():
+            jpg.unlink()
+
+
+def _link(link: Path, folder: Path) -> None:
+    """A link to a folder; one that leads elsewhere, because the images have moved, leads there now."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() == folder.resolve():
+        return
+    link.unlink(missing_ok=True)
+    # Resolved: --from may go through the very link
+    link.symlink_to(folder.resolve(), target_is_directory=True)
+
+
+def _ground_truth(given: Path, queries: list[Row], database: list[Row], absent: list[Row]) -> dict:
+    """What gnd_NAME.pkl of the Revisited format holds."""
     if not queries or not database:
-        raise UserError(f"{work.given / 'images.csv'} has {len(queries)} queries and {len(database)} "
-                        "database images: a benchmark has some of both")
-    table = work.given / "ground_truth.csv"
+        raise UserError(f"{given / 'images.csv'} has {len(queries)} queries and {len(database)} database "
+                        "images: a benchmark has some of both")
+    table = given / "ground_truth.csv"
     if table.exists():
-        relevant = _read_truth(table, queries, database)
+        relevant = _read_truth(table, queries, database, absent)
     else:
         relevant = _truth_of_labels(queries, database)
     gnd = []
@@ -104,27 +167,29 @@ def _benchmark(work: Work, queries: list[Row], database: list[Row], prepared: Pr
         entry = {kind: sorted(place for place, what in found.items() if what == kind)
                  for kind in _RELEVANCES}
         gnd.append({**entry, **({"bbx": list(query.box)} if query.box else {})})
-    name = work.dataset.name
-    truth = {"imlist": [row.path for row in database], "qimlist": [row.path for row in queries], "gnd": gnd}
-    _link(work.folder / "jpg", work.given)
-    write_atomically(work.folder / f"gnd_{name}.pkl", pickle.dumps(truth, protocol=2))
-    prepared.counts.update({"queries": len(queries), "database images": len(database)})
+    return {"imlist": [row.path for row in database], "qimlist": [row.path for row in queries], "gnd": gnd}
 
 
-def _read_truth(file: Path, queries: list[Row], database: list[Row]) -> list[dict[int, str]]:
-    """For each query the relevance of places in the database."""
+def _read_truth(file: Path, queries: list[Row], database: list[Row],
+                absent: list[Row]) -> list[dict[int, str]]:
+    """For each query the relevance of places in the database; lines of `absent` images are left out."""
     query_of = {row.path: number for number, row in enumerate(queries)}
     place_of = {row.path: place for place, row in enumerate(database)}
+    query_of.update((row.path, None) for row in absent if row.role == "query")
+    place_of.update((row.path, None) for row in absent if row.role == "database")
     found = [{} for _ in queries]
     for line, row in _table(file, ("query", "image", "relevance")):
         query, image, relevance = row["query"], row["image"], row["relevance"]
         if query not in query_of or image not in place_of:
             what, path = ("query", query) if query not in query_of else ("database image", image)
-            raise UserError(f"{file}, line {line}: '{path}' is no {what} of images.csv")
+            raise UserError(f"{file}, line {line}: {path!r} is no {what} of images.csv")
         if relevance not in _RELEVANCES:
-            raise UserError(f"{file}, line {line}: relevance '{relevance}' is none of "
+            raise UserError(f"{file}, line {line}: relevance {relevance!r} is none of "
                             f"{', '.join(_RELEVANCES)}")
-        if found[query_of[query]].setdefault(place_of[image], relevance) != relevance:
+        number, place = query_of[query], place_of[image]
+        if number is None or place is None:
+            continue
+        if found[number].setdefault(place, relevance) != relevance:
             raise UserError(f"{file}, line {line}: '{image}' has another relevance for '{query}' before")
     return found
 
@@ -136,28 +201,29 @@ def _truth_of_labels(queries: list[Row], database: list[Row]) -> list[dict[int, 
     return [dict.fromkeys(places.get(query.label, ()) if query.label else (), "easy") for query in queries]
 
 
-def _training_lists(folder: Path, paths: list[str], classes: np.ndarray, val_share: float,
+def _training_lists(folder: Path, names: list[str], classes: Iterable[str], val_share: float,
                     seed: int) -> Prepared:
-    labels = contiguous(classes)
+    """The lists of images below images/ and their classes."""
+    paths, labels = [f"images/{name}" for name in names], _labels(classes)
     held = held_out(paths, labels, val_share, seed)
     counts = {}
-    for name, what, some in (("train_list.txt", "training images", ~held),
-                             ("val_list.txt", "held-out images", held)):
+    for name, what, some in zip(_TRAINING, ("training images", "held-out images"), (~held, held)):
         places = np.flatnonzero(some)
         write_list(folder / name, [paths[i] for i in places], labels[places].tolist())
         counts[what] = len(places)
-    return Prepared({**counts, "classes": int(labels.max()) + 1}, ["train_list.txt", "val_list.txt"])
+    return Prepared({**counts, "classes": int(labels.max()) + 1}, list(_TRAINING))
 
 
-def _link(target: Path, folder: Path) -> None:
-    """Make `target` a link to a folder."""
-    if target.is_symlink() and target.resolve() == folder.resolve():
-        return
-    if target.is_symlink() or target.exists():
-        raise UserError(f"{target} is there already and is no link to {folder}: delete it, or give another "
-                        "--name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.symlink_to(folder.absolute(), target_is_directory=True)
+def _labels(classes: Iterable[str]) -> np.ndarray:
+    """The classes (N,) as 0, 1, ... in the order of their names, int64.
+
+    (An array of the names would take as much for each as the longest of them does.)
+    """
+    numbers = {}
+    found = np.fromiter((numbers.setdefault(name, len(numbers)) for name in classes), np.int64)
+    labels = np.empty(len(numbers), np.int64)
+    labels[[numbers[name] for name in sorted(numbers)]] = np.arange(len(numbers))
+    return labels[found]
 
 
 def _required_label(file: Path, row: Row) -> str:
@@ -186,10 +252,28 @@ def _table(file: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
         raise UserError(f"no table {file}: it has the columns {', '.join(needed)}")
     with open(file, newline="", encoding="utf-8-sig") as lines:
         rows = csv.DictReader(lines)
-        missing = [name for name in needed if name not in (rows.fieldnames or ())]
-        if missing:
-            raise UserError(f"{file} has no column {' and no '.join(missing)} in its first line")
-        for row in rows:
-            if None in row:
-                raise UserError(f"{file}, line {rows.line_num}: more values than columns")
-            yield rows.line_num, {name: (value or "").strip() for name, value in row.items()}
+        try:
+            missing = [name for name in needed if name not in (rows.fieldnames or ())]
+            if missing:
+                raise UserError(f"{file} has no column {' and no '.join(missing)} in its first line")
+            for row in rows:
+                if None in row:
+                    raise UserError(f"{file}, line {rows.line_num}: more values than columns")
+                yield rows.line_num, {name: (value or "").strip() for name, value in row.items()}
+        except UnicodeDecodeError:
+            raise UserError(f"{file}, line {_undecodable(file)}: not in UTF-8, which the table has to be "
+                            "saved in") from None
+        except csv.Error as error:
+            raise UserError(f"{file}, line {rows.reader.line_num}: {error} (is a quote left "
+                            "open?)") from None
+
+
+def _undecodable(file: Path) -> int:
+    """The first line that is not in UTF-8; text files are decoded in blocks, whose lines nobody counts."""
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError(f"{file} is in UTF-8")

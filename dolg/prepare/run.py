@@ -3,7 +3,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from dolg.data.manifest import read_manifest
+from dolg.data.manifest import COMMANDS, read_manifest
 from dolg.errors import UserError
 from dolg.prepare import cars196, cub, gldv2, imagenet, inshop, own, revisited, sop
 from dolg.prepare.catalogue import DATA_SETS, DataSet
@@ -27,7 +27,7 @@ PREPARERS: dict[str, Callable[[Work, Namespace], Prepared]] = {
     "folder": lambda work, args: own.prepare_folder(work, args.val_share, args.seed),
     "csv": lambda work, args: own.prepare_table(work, args.val_share, args.seed),
 }
-_OPTIONS = ("parts", "every_image", "min_images", "val_share", "seed", "archives", "held_out")
+_OPTIONS = ("every_image", "min_images", "val_share", "seed", "archives", "held_out", "partial", "unverified")
 
 
 def prepare_data(args: Namespace) -> None:
@@ -35,8 +35,8 @@ def prepare_data(args: Namespace) -> None:
     _check_arguments(args)
     dataset = _data_set(args)
     if args.check:
-        manifest = read_manifest(args.root / dataset.name) or {"beside": []}
-        for name in (dataset.name, *manifest["beside"]):
+        manifest = read_manifest(args.root / dataset.name) or {}
+        for name in (dataset.name, *manifest.get("beside", ())):
             check(args.root / name, args.workers)
         return
     work = Work(dataset, args.root, args.given, args.mirror, args.jobs, args.remove_archives, args.partial,
@@ -55,6 +55,8 @@ def _check_arguments(args: Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}: give at least 1")
+    if getattr(args, "seed", 0) < 0:
+        raise UserError(f"--seed is {args.seed}: give 0 or more")
     for name in ("val_share", "held_out"):
         share = getattr(args, name, 0)
         if not 0 <= share < 1:
@@ -67,8 +69,10 @@ def _data_set(args: Namespace) -> DataSet:
         return DATA_SETS[args.name]
     if args.given is None and not args.check:
         raise UserError(f"{args.name} needs --from DIR, the folder with your images")
-    if args.called in DATA_SETS or Path(args.called).name != args.called:
+    if not args.called.strip(".") or args.called in COMMANDS or Path(args.called).name != args.called:
         raise UserError(f"--name {args.called} is taken, or no name of a folder: give another")
+    if (args.root / args.called).is_symlink():
+        raise UserError(f"{args.root / args.called} is a link: give another --name, or delete it")
     return DataSet(args.called, "one's own images", "", "one's own")
 
 

@@ -4,6 +4,7 @@ A run that is killed is started again and does what is left; nothing is ever hal
 """
 import fcntl
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
+from urllib.parse import urlsplit
 
 import requests
 from tqdm import tqdm
 
 from dolg.core.logging import say
+from dolg.data.manifest import FILE
 from dolg.errors import UserError
 from dolg.files import atomic_file, write_atomically
 from dolg.prepare.catalogue import DataSet, Item
@@ -88,8 +91,11 @@ class Work:
         with open(self._marks / "lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise UserError(f"another command prepares {self.folder} at this moment") from None
+            except OSError as error:
+                raise UserError(f"cannot lock {self.folder} against other commands ({error.strerror}): choose "
+                                "a --root on a file system with locks") from None
             self._remove_leftovers()
             yield
 
@@ -98,6 +104,8 @@ class Work:
         for place in (self.folder, self._marks, self.downloads, *self.downloads.rglob("*/")):
             for file in place.glob(".*.tmp"):
                 file.unlink()
+        for folder in self.folder.glob(".*.unpacking"):
+            shutil.rmtree(folder)
 
     def obtain(self, units: Sequence[Unit]) -> dict[str, dict]:
         """Have all units in their places; what is known of each, by its item's path.
@@ -105,55 +113,74 @@ class Work:
         Raises UserError for what can be neither found nor fetched, is damaged, or does not fit the disk;
         the other units that are under way stop soon, and what they have is used the next time.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         done = [unit for unit in units if self._is_done(unit)]
         left = self._offered([unit for unit in units if unit not in done])
-        if left and self.given is None:
+        if left:
             self._check_disk(left)
         if done and left:
             say(f"{len(done)} of {len(units)} files are in place already")
         self._obtain_all(left)
+        for unit in done if self.remove_archives else ():
+            (self.downloads / unit.item.path).unlink(missing_ok=True)
         marks = {unit.item.path: self.mark(unit.key) for unit in units}
-        return {path: mark for path, mark in marks.items() if mark is not None}
+        marks = {path: mark for path, mark in marks.items() if mark is not None}
+        unknown = sum(not mark["md5_published"] for mark in marks.values())
+        if left and unknown:
+            say(f"{unknown} of {len(marks)} files were held against no published MD5; {FILE} has what they are")
+        return marks
 
-    def adopt(self, tree: str, marker: str, *others: str) -> bool:
-        """Whether the folder `tree` of the data set is one that was unpacked by hand: a link to it, which
-        is made here where --from, or its folder `tree` or one of `others`, holds the file or folder
-        `marker`; or the folder itself, where --from says that it is."""
+    def adopt(self, tree: str, marker: str, *others: str, bare: bool = True) -> bool:
+        """Whether the folder `tree` of the data set is one that was unpacked by hand: a link to it, or the
+        folder itself where --from says so.
+
+        The link is made, or leads elsewhere, where --from has the file or folder `marker` in its folder
+        `tree`, in one of `others`, or, if `bare`, in itself. Nothing is ever unpacked through a link.
+        Raises UserError where a link leads to nothing.
+        """
         target, key = self.folder / tree, f"given__{tree}"
-        if self.given is not None and self.mark(key) is None:
-            for candidate in (self.given / tree, self.given, *(self.given / other for other in others)):
-                if not (candidate / marker).exists():
-                    continue
-                if target.exists() and not candidate.samefile(target):
-                    continue
-                if not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.unlink(missing_ok=True)      # a link that leads nowhere any more
-                    target.symlink_to(candidate.absolute(), target_is_directory=True)
-                    say(f"{target} is a link to {candidate}")
+        found = self._unpacked(tree, marker, others, bare) if self.given else None
+        if found is not None and target.exists() and found.samefile(target):
+            if not target.is_symlink():
                 self.finish(key, {"given": True})
-                break
-        return self.mark(key) is not None and (target / marker).exists()
+        elif found is not None and (target.is_symlink() or not target.exists()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            target.symlink_to(found.absolute(), target_is_directory=True)
+            say(f"{target} is a link to {found}")
+        if target.is_symlink() and not (target / marker).exists():
+            raise UserError(f"{target} is a link to {target.readlink()}, where no {marker} is: mount that disk, "
+                            "say where it is now with --from, or delete the link")
+        return target.is_symlink() or (self.mark(key) is not None and (target / marker).exists())
+
+    def _unpacked(self, tree: str, marker: str, others: Sequence[str], bare: bool) -> Path | None:
+        """The folder below --from that holds `marker`."""
+        places = [self.given / name for name in (tree, *others)] + ([self.given] if bare else [])
+        return next((place for place in places if (place / marker).exists()), None)
 
     def mark(self, key: str) -> dict | None:
         """What a finished step left; None where it is not done."""
         file = self._marks / f"{key}.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
-    def marks(self) -> dict[str, dict]:
-        """What all finished steps left, by their keys."""
-        return {file.stem: json.loads(file.read_text(encoding="utf-8"))
-                for file in sorted(self._marks.glob("*.json"))}
+    def files(self) -> dict[str, dict]:
+        """What is known of each file that was taken, by its key."""
+        marks = {file.stem: json.loads(file.read_text(encoding="utf-8"))
+                 for file in sorted(self._marks.glob("*.json"))}
+        return {key: mark for key, mark in marks.items() if "md5" in mark}
 
     def finish(self, key: str, facts: dict) -> None:
         """Mark a step as done."""
         write_atomically(self._marks / f"{key}.json", json.dumps(facts, indent=1) + "\n")
 
     def _is_done(self, unit: Unit) -> bool:
-        """Whether a unit is in its place; a table that has changed in --from is not."""
+        """Whether a unit is in its place; a table that has changed in --from, or is gone, is not."""
         mark = self.mark(unit.key)
-        found = self._given_file(unit) if mark and unit.place is None and self.given else None
-        return mark is not None and (found is None or md5_of(found[0]) == mark["md5"])
+        if mark is None or unit.place is not None:
+            return mark is not None
+        found = self._given_file(unit) if self.given else None
+        return (self.folder / unit.tree / unit.item.name).is_file() and (
+            found is None or md5_of(found[0]) == mark["md5"])
 
     def _obtain_all(self, units: Sequence[Unit]) -> None:
         stop = Event()
@@ -195,7 +222,7 @@ class Work:
         file, variant = self._given_file(unit)
         # An older variant has another digest than the one published for the newer
         remote = RemoteFile(file.name) if variant else self._brought(unit.item)
-        return verify(remote, file, stop=stop), variant
+        return verify(remote, file, stop=stop, advice=f"{self._by_hand()}, or give --unverified"), variant
 
     def _given_file(self, unit: Unit) -> tuple[Path, str] | None:
         """The file below --from that a unit asks for, and its variant."""
@@ -207,8 +234,8 @@ class Work:
     def _is_offered(self, unit: Unit) -> bool:
         if self.given is not None:
             return self._given_file(unit) is not None
-        remote = self._remote(unit.item)
-        return bool(remote.urls) and not (unit.optional and _size(remote.urls) is None)
+        urls = self._remote(unit.item).urls
+        return bool(urls) and not (unit.optional and Sizes().of(urls) == ABSENT)
 
     def _offered(self, units: Sequence[Unit]) -> list[Unit]:
         """Those that can be had. Raises UserError, which names them all, where some cannot but have to."""
@@ -229,43 +256,71 @@ class Work:
         return replace(remote, md5="", md5_url="") if self.unverified else remote
 
     def _brought(self, item: Item) -> RemoteFile:
-        """As `_remote`; a text file with the MD5 is looked for in --from first."""
+        """As `_remote`, without a network: a text file with the MD5 is looked for in --from."""
+        remote = replace(self._remote(item), md5_url="")
         texts = [self.given / item.md5_path, self.given / Path(item.md5_path).name] if item.md5_path else []
         for text in texts:
             if text.is_file() and not self.unverified:
-                return replace(item.remote(), md5=text.read_text(encoding="utf-8").split()[0], md5_url="")
-        return self._remote(item)
+                found = re.match(r"[0-9a-fA-F]{32}\b", text.read_text(encoding="utf-8", errors="replace"))
+                if found is None:
+                    raise UserError(f"{text} does not begin with an MD5: delete it")
+                return replace(remote, md5=found[0].lower())
+        return remote
 
     def _by_hand(self) -> str:
         return f"get it by hand from {self.dataset.page}"
 
     def _check_disk(self, units: Sequence[Unit]) -> None:
         """Ask how large the files are, and raise UserError where they do not fit the disk."""
-        with ThreadPoolExecutor(16) as pool:
-            sizes = list(pool.map(lambda unit: _size(self._remote(unit.item).urls) or 0, units))
-        there = sum(file.stat().st_size for file in self.downloads.rglob("*") if file.is_file())
+        sizes, there = self._sizes(units)
         total, largest = sum(sizes), sum(sorted(sizes)[-self.jobs:])
         # Photographs do not shrink in archives: unpacked they take as much again
-        needed = total + (largest if self.remove_archives else total) - there
-        free = shutil.disk_usage(self.folder).free
-        say(f"{self.dataset.title}: {len(units)} files to fetch, {total / 1e9:.1f} GB; with what is "
-            f"unpacked about {max(needed, 0) / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
+        archives = 0 if self.given else largest if self.remove_archives else total
+        needed, free = total + archives - there, shutil.disk_usage(self.folder).free
+        say(f"{self.dataset.title}: {len(units)} files to take, {total / 1e9:.1f} GB; that needs about "
+            f"{max(needed, 0) / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free")
         if needed + _MARGIN > free:
-            hint = "" if self.remove_archives else ", or give --remove-archives, which halves it"
+            hint = "" if self.remove_archives or self.given else ", or give --remove-archives, which halves it"
             raise UserError(f"{self.folder} has {free / 1e9:.1f} GB free, and {self.dataset.name} takes "
                             f"about {needed / 1e9:.1f} GB: make room{hint}")
 
+    def _sizes(self, units: Sequence[Unit]) -> tuple[list[int], int]:
+        """Bytes of each file, 0 where nobody knows; and how many of them are downloaded already."""
+        if self.given is not None:
+            return [self._given_file(unit)[0].stat().st_size for unit in units], 0
+        sizes = Sizes()
+        with ThreadPoolExecutor(16) as pool:
+            found = pool.map(lambda unit: max(sizes.of(self._remote(unit.item).urls), 0), units)
+            parts = [self.downloads / f"{unit.item.path}{end}" for unit in units for end in ("", ".part")]
+            return list(found), sum(part.stat().st_size for part in parts if part.is_file())
 
-def _size(urls: Sequence[str]) -> int | None:
-    """Bytes of a file as the first server that has it says, 0 where it does not say; None: none has it."""
-    for url in urls:
-        try:
-            answer = requests.head(url, allow_redirects=True, timeout=_SECONDS)
-        except requests.RequestException:
-            continue        # fetching it says what is wrong
-        if answer.ok:
-            return int(answer.headers.get("Content-Length", 0))
-    return None
+
+ABSENT = -1
+
+
+class Sizes:
+    """Asks servers for the sizes of files; one that does not answer is not asked again."""
+
+    def __init__(self):
+        self._silent = set()
+
+    def of(self, urls: Sequence[str]) -> int:
+        """Bytes of a file as the first server that has it says; 0 where nobody says, ABSENT where all that
+        answer say that they have none."""
+        answers = []
+        for url in urls:
+            host = urlsplit(url).netloc
+            if host in self._silent:
+                continue
+            try:
+                answer = requests.head(url, allow_redirects=True, timeout=_SECONDS)
+            except requests.RequestException:
+                self._silent.add(host)      # fetching it says what is wrong
+                continue
+            if answer.ok:
+                return int(answer.headers.get("Content-Length", 0))
+            answers.append(answer.status_code in (403, 404, 410))
+        return ABSENT if answers and all(answers) else 0
 
 
 def _copy(source: Path, target: Path) -> None:

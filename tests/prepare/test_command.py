@@ -1,6 +1,7 @@
 """tools/prepare_data.py as a user types it, from a web server: every data set, broken off and resumed."""
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -91,6 +92,14 @@ def test_cropped_lists_are_the_official_ones(web, publish, tmp_path, run_tool):
         assert os.path.realpath(cropped.name(i)) == os.path.realpath(whole.name(i))
         assert tuple(cropped.boxes[i]) == pytest.approx(boxes[path])
     assert not list((root / "cub" / "downloads").rglob("*.tgz"))        # as asked
+    # Asked for later, it removes what an earlier command left; tables stay as they are
+    for name in ("cars196", "revisitop1m"):
+        shutil.rmtree(tmp_path / "web")
+        publish(name)
+        for more in ([], ["--remove-archives"], []):
+            done = run_tool(COMMAND, *_arguments(name, web, root, *more))
+            assert done.returncode == 0, done.stderr
+        assert not [file for file in (root / name / "downloads").rglob("*") if file.is_file()]
     assert run_tool(COMMAND, *_arguments("cub", web, root)).returncode == 0     # and not fetched for that
 
 
@@ -158,6 +167,11 @@ def test_failures_say_what_to_do(web, publish, tmp_path, run_tool):
     assert "needs --from DIR" in fails("folder", "--root", str(root), "--name", "mine")
     own = ["csv", "--root", str(root), "--from", str(tmp_path)]
     assert "--name cub is taken" in fails(*own, "--name", "cub")
+    for taken in ("", "..", "landmark", "cub_cropped", "synthetic"):
+        assert "is taken, or no name" in fails("csv", "--root", str(root), "--name", taken, "--from", str(tmp_path))
+    (root / "alias").symlink_to("cub")
+    assert "alias is a link" in fails("csv", "--root", str(root), "--name", "alias", "--from", str(tmp_path))
+    assert "--seed is -1: give" in fails("gldv2", "--root", str(root), "--seed", "-1")
     assert "no name of a folder" in fails(*own, "--name", "../x")
     assert "--val-share is 1.5: give" in fails("gldv2", "--root", str(root), "--val-share", "1.5")
     assert "--jobs is 0: give" in fails("cub", "--root", str(root), "--jobs", "0")

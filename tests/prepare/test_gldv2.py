@@ -1,4 +1,5 @@
 """Google Landmarks v2: from tables and tars to lists, against slow code."""
+import json
 from collections import defaultdict
 
 import cv2
@@ -51,7 +52,7 @@ def test_training_lists(tmp_path, miniature, every_image, min_images):
     assert prepared.counts == {"training images": len(train), "held-out images": len(val),
                                "images" if every_image else "clean images": len(expected),
                                "classes": len(kept)}
-    assert prepared.lists == ["train_list.txt", "val_list.txt"]
+    assert prepared.lists == ["train_list.txt", "val_list.txt", "classes.csv"]
     assert work.mark("train__images_001.tar")["md5_published"]
     images = read_image_list(work.folder / "train_list.txt", len(kept))
     assert not len(images.missing(np.arange(len(images))))
@@ -68,7 +69,7 @@ def test_other_parts_and_sizes(tmp_path, miniature):
     assert (prepared.counts["index images"], prepared.counts["test images"]) == (12, 5)
     assert (work.folder / "retrieval_solution_v2.1.csv").exists()
     assert (work.folder / "recognition_solution_v2.1.csv").exists()
-    assert sorted(prepared.lists) == ["index_list.txt", "test_list.txt", "train_list.txt",
+    assert sorted(prepared.lists) == ["classes.csv", "index_list.txt", "test_list.txt", "train_list.txt",
                                       "train_sizes.csv", "val_list.txt", "val_sizes.csv"]
     expected = []
     for path, label in _read(work.folder / "train_list.txt").items():
@@ -79,15 +80,41 @@ def test_other_parts_and_sizes(tmp_path, miniature):
 
 def test_parts_of_several_runs_stay_together(tmp_path, miniature):
     work = Work(DATA_SETS["gldv2"], tmp_path / "data", miniature.folder)
-    for parts in (("train",), ("index",), ("test",)):
-        write_manifests(work, _prepare(work, parts), {"parts": parts})
+    write_manifests(work, _prepare(work, ("train",), sizes=True, every_image=True), {"val_share": 0.3})
+    for parts in (("index",), ("test", "test")):
+        write_manifests(work, _prepare(work, parts), {"val_share": 0.2})
     manifest = read_manifest(work.folder)
-    assert set(manifest["lists"]) == {"train_list.txt", "val_list.txt", "index_list.txt", "test_list.txt"}
-    counts = manifest["counts"]
-    assert counts["index images"]["found"] == 12 and counts["classes"]["published"] == 81_313
-    (work.folder / "val_list.txt").unlink()
-    write_manifests(work, _prepare(work, ("test",)), {"parts": ("test",)})
-    assert set(read_manifest(work.folder)["lists"]) == {"train_list.txt", "index_list.txt", "test_list.txt"}
+    training = {"train_list.txt", "val_list.txt", "train_sizes.csv", "val_sizes.csv", "classes.csv"}
+    assert set(manifest["lists"]) == training | {"index_list.txt", "test_list.txt"}
+    assert manifest["counts"]["index images"]["found"] == 12 and manifest["counts"]["images"]["found"] == 60
+    assert {manifest["lists"][name]["options"]["val_share"] for name in training} == {0.3}
+    # Other training lists take the place of those, and of what was made of them
+    (work.folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifests(work, _prepare(work, ("train",)), {"val_share": 0.3})
+    manifest = read_manifest(work.folder)
+    assert set(manifest["lists"]) == training - {"train_sizes.csv", "val_sizes.csv"} | {"index_list.txt",
+                                                                                        "test_list.txt"}
+    assert not (work.folder / "train_sizes.csv").exists()
+    assert "images" not in manifest["counts"] and manifest["counts"]["classes"]["published"] == 81_313
+    (work.folder / "manifest.json").write_text('{"format": "dolg data set"')       # damaged
+    write_manifests(work, _prepare(work, ("test",)), {})
+    assert set(read_manifest(work.folder)["lists"]) == {"test_list.txt"}
+
+
+def test_a_folder_without_a_name_is_one_part(tmp_path, miniature):
+    """The images of train/ alone are not taken for those of index/ as well."""
+    mine = tmp_path / "mine"
+    for name, content in miniature.images["train"].items():
+        (mine / gldv2_path("train", name)).parent.mkdir(parents=True, exist_ok=True)
+        (mine / gldv2_path("train", name)).write_bytes(content)
+    (mine / "train" / "0").mkdir(exist_ok=True)
+    for file in (*(miniature.folder / "metadata").iterdir(), *(miniature.folder / "ground_truth").iterdir()):
+        (mine / "train" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match="has no train/images_000.tar"):
+        _prepare(Work(DATA_SETS["gldv2"], tmp_path / "data", mine / "train"), ("train", "index"), archives=None)
+    assert not (tmp_path / "data" / "gldv2" / "index").exists()
+    one = _prepare(Work(DATA_SETS["gldv2"], tmp_path / "data", mine / "train"), archives=None)
+    assert one.counts["clean images"] == 50
 
 
 def test_the_same_again_is_the_same_and_reads_no_archive(tmp_path, miniature):
@@ -143,6 +170,9 @@ def test_a_wrong_digest_is_refused(tmp_path, miniature):
     work = Work(DATA_SETS["gldv2"], tmp_path / "data", miniature.folder, unverified=True)
     assert _prepare(work).counts["clean images"] == 50
     assert not work.mark("train__images_001.tar")["md5_published"]
+    (miniature.folder / "md5sum" / "train" / "md5.images_001.txt").write_text("<html>404</html>")
+    with pytest.raises(UserError, match="md5.images_001.txt does not begin with an MD5: delete it"):
+        _prepare(Work(DATA_SETS["gldv2"], tmp_path / "third", miniature.folder))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -164,6 +194,9 @@ def test_damaged_clean_tables(tmp_path, content, message):
     ("id,landmark_id\n0123456789abcdef,7\n0123456789abcdef,x\n", "line 3: not an id"),
     ("id,landmark_id\n0123,7\n", "line 2: not an id"),
     ("id,landmark_id\n0123456789abcdef\n", "line 2: not an id"),
+    ("id,landmark_id\n../../../../../pw,7\n", "line 2: not an id"),
+    ("id,landmark_id\n0123456789abcdéf,7\n", "line 2: not an id"),
+    (f"id,landmark_id\n{'x' * 200_000},7\n", "line [12]: not CSV: field larger"),
 ])
 def test_damaged_tables(tmp_path, content, message):
     (tmp_path / "t.csv").write_text(content)

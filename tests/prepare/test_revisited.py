@@ -1,14 +1,17 @@
 """Revisited Oxford, Paris and the distractors, from archives in their layouts."""
+import shutil
+
 import numpy as np
 import pytest
 
 from dolg.data.manifest import data_record
 from dolg.errors import UserError
 from dolg.features.sources import images_of, revisited_set
-from dolg.prepare.catalogue import DATA_SETS
+from dolg.prepare.catalogue import DATA_SETS, REVISITOP1M_LIST
 from dolg.prepare.record import write_manifests
 from dolg.prepare.revisited import BLURRED, ORIGINAL, prepare, prepare_distractors
-from dolg.prepare.work import Work
+from dolg.prepare.unpack import unpack
+from dolg.prepare.work import Unit, Work
 from tests.prepare.landmark_miniatures import (make_distractors, make_oxford, make_paris, write_tar,
                                                write_truth)
 
@@ -88,7 +91,7 @@ def test_unpacked_images_are_linked_wherever_they_are(tmp_path, paris):
 def test_a_missing_image_and_a_damaged_truth(tmp_path, oxford):
     web, images, names = oxford
     write_tar(web / "oxbuild_images-v1.tgz", {f"{name}.jpg": images[f"{name}.jpg"] for name in names[1:]})
-    message = "of the 5 images of roxford5k, 1 are not in .*: all_souls_000000.jpg .without the"
+    message = "of the 5 images of roxford5k, 1 are not in .*: all_souls_000000.jpg .give the"
     with pytest.raises(UserError, match=message):
         prepare(_work("roxford5k", tmp_path, web), "")
     (web / "roxford5k" / "gnd_roxford5k.pkl").write_bytes(b"cos\nsystem\n")
@@ -151,3 +154,87 @@ def test_a_folder_in_its_place_is_taken_as_it_is(tmp_path):
     (folder / "revisitop1m.txt").write_bytes((web / "revisitop1m.txt").read_bytes())
     prepared = prepare_distractors(Work(DATA_SETS["revisitop1m"], root, folder), None)
     assert prepared.counts == {"distractors": 12} and not (folder / "jpg").is_symlink()
+
+
+def test_images_in_their_place_are_left_alone(tmp_path, oxford):
+    """--from may be the very folder, and what lies there is the user's."""
+    web, images, names = oxford
+    folder = tmp_path / "data" / "roxford5k"
+    write_truth(tmp_path / "data", "roxford5k", names[:3], names[3:5])
+    (folder / "jpg").mkdir()
+    for name in names[:5]:
+        (folder / "jpg" / f"{name}.jpg").write_bytes(images[f"{name}.jpg"])
+    for given in (folder, tmp_path / "data"):
+        prepared = prepare(_work("roxford5k", tmp_path, given), ORIGINAL)
+        assert prepared.variant == ORIGINAL
+        assert {file.name: file.read_bytes() for file in (folder / "jpg").iterdir() if not file.is_symlink()} == \
+            {f"{name}.jpg": images[f"{name}.jpg"] for name in names[:5]}
+
+
+def test_links_that_broke_are_made_again(tmp_path, oxford):
+    web, images, names = oxford
+    root, mine = tmp_path / "data", tmp_path / "mine"
+    (mine / "deep").mkdir(parents=True)
+    for name in names:
+        (mine / "deep" / f"{name}.jpg").write_bytes(images[f"{name}.jpg"])
+    (mine / "gnd_roxford5k.pkl").write_bytes((web / "roxford5k" / "gnd_roxford5k.pkl").read_bytes())
+    assert prepare(_work("roxford5k", tmp_path, mine), ORIGINAL).variant == ORIGINAL
+    # The variant stays known
+    assert prepare(Work(DATA_SETS["roxford5k"], root, unverified=True), "").variant == ORIGINAL
+    mine.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="of the 5 images of roxford5k, 5 are not in .*--from, or delete jpg and"):
+        prepare(Work(DATA_SETS["roxford5k"], root, unverified=True), "")
+    (root / "roxford5k" / "jpg" / f"{names[0]}.jpg").unlink()       # as a killed command leaves it
+    prepared = prepare(_work("roxford5k", tmp_path, tmp_path / "moved"), "")
+    assert prepared.variant == ORIGINAL
+    assert (root / "roxford5k" / "jpg" / f"{names[0]}.jpg").read_bytes() == images[f"{names[0]}.jpg"]
+
+
+def test_archives_after_links_leave_what_was_linked(tmp_path, oxford):
+    web, images, names = oxford
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in names:
+        (mine / f"{name}.jpg").write_bytes(b"my own edit of it")
+    (mine / "gnd_roxford5k.pkl").write_bytes((web / "roxford5k" / "gnd_roxford5k.pkl").read_bytes())
+    prepare(_work("roxford5k", tmp_path, mine), "")
+    assert prepare(_work("roxford5k", tmp_path, web), "").variant == BLURRED
+    assert all(file.read_bytes() == b"my own edit of it" for file in mine.glob("*.jpg"))
+    link = tmp_path / "data" / "roxford5k" / "jpg" / f"{names[0]}.jpg"
+    assert not link.is_symlink() and link.read_bytes() == images[f"{names[0]}.jpg"]
+
+
+def test_a_variant_that_is_not_that_of_the_archives(tmp_path, oxford):
+    web, _, _ = oxford
+    with pytest.raises(UserError, match="--variant is original, and the archives are of the variant faces blurred"):
+        prepare(_work("roxford5k", tmp_path, web), ORIGINAL)
+    assert prepare(_work("roxford5k", tmp_path, web), BLURRED).variant == BLURRED
+    (web / "oxbuild_images-v1.tgz").rename(web / "oxbuild_images.tgz")
+    with pytest.raises(UserError, match="has the images of oxbuild_images-v1.tgz, and --from oxbuild_images.tgz"):
+        prepare(_work("roxford5k", tmp_path, web), "")
+
+
+def test_a_disk_that_is_not_mounted_is_not_written_to(tmp_path):
+    web, root = tmp_path / "web", tmp_path / "data"
+    make_distractors(web, np.random.default_rng(0))
+    disk = tmp_path / "disk"
+    for number in (1, 2, 3):
+        unpack(web / "jpg" / f"revisitop1m.{number}.tar.gz", disk)
+    (disk / "revisitop1m.txt").write_bytes((web / "revisitop1m.txt").read_bytes())
+    assert prepare_distractors(Work(DATA_SETS["revisitop1m"], root, disk), None).counts == {"distractors": 12}
+    shutil.rmtree(root / "revisitop1m" / ".prepared")       # and what was known is forgotten
+    disk.rename(tmp_path / "elsewhere")
+    (web / "jpg").rename(web / "archives")
+    for given in (None, web):
+        with pytest.raises(UserError, match=r"jpg is a link to .*disk/jpg, where no .* is: mount that disk"):
+            prepare_distractors(Work(DATA_SETS["revisitop1m"], root, given) if given else _with_table(root, web), 3)
+    assert not disk.exists()
+    again = prepare_distractors(Work(DATA_SETS["revisitop1m"], root, tmp_path / "elsewhere"), None)
+    assert again.counts == {"distractors": 12}
+
+
+def _with_table(root, web) -> Work:
+    """A command without --from, to which the list is known already."""
+    work = Work(DATA_SETS["revisitop1m"], root, web)
+    work.obtain([Unit(REVISITOP1M_LIST, "published")])
+    return Work(DATA_SETS["revisitop1m"], root)
