@@ -55,13 +55,13 @@ def check(folder: Path, workers: int = -1) -> None:
         raise UserError(f"{folder} has no {FILE}: {how_to_get(folder)}")
     if "lists" not in manifest:
         raise UserError(f"{folder / FILE} names no lists to check: tools/prepare_data.py did not make it")
-    wrong_files = [f"{name}: {reason}" for name, reason in _changed_files(folder, manifest)]
+    wrong_files = dict(_changed_files(folder, manifest))
     wrong_images, checked, seen = [], 0, np.empty(0, np.uint64)
     for name, read in _readers(folder, manifest).items():
         try:
             sources = read()
         except UserError as error:
-            wrong_files.append(f"{name}: {error}")
+            wrong_files[name] = "; ".join([*filter(None, [wrong_files.get(name)]), str(error)])
             continue
         for what, source in sources.items():
             digests = _digests(what, source)
@@ -70,9 +70,10 @@ def check(folder: Path, workers: int = -1) -> None:
             checked += len(new)
             wrong_images += [f"{source.path(index)}: {reason}"
                              for index, reason in _decoded(what, source, new, workers)]
-    _report(folder, checked, wrong_files + wrong_images)
-    if problems := len(wrong_files) + len(wrong_images):
-        raise UserError(f"{folder}: {problems} of {checked} images or lists are not as they should be; "
+    problems = [f"{name}: {reason}" for name, reason in wrong_files.items()] + wrong_images
+    _report(folder, checked, problems)
+    if problems:
+        raise UserError(f"{folder}: {len(problems)} of {checked} images or lists are not as they should be; "
                         f"{_mending(folder, bool(wrong_files), bool(wrong_images))}")
     say(f"{folder}: {checked} images, all of them there and decodable; {len(manifest['lists'])} lists and "
         "other files as they were made")
@@ -136,10 +137,10 @@ def _mending(folder: Path, files: bool, images: bool) -> str:
     """What mends lists and other files that changed, and images."""
     command, ways = how_to_get(folder), []
     if files:
-        ways.append(f"of the lists: {command} again")
+        ways.append(f"for the lists, {command} again")
     if images:
-        ways.append("of the images: put whole ones where --from had them or, if archives were unpacked, delete "
-                    f"the data set's folder .prepared; then {command} again")
+        ways.append("for the images, put whole ones where --from had them or, if archives were unpacked, "
+                    f"delete the data set's folder .prepared; then {command} again")
     return "; ".join(ways)
 
 

@@ -112,7 +112,8 @@ def read_table(file: Path, column: str | None = None) -> tuple[np.ndarray, np.nd
         rows = csv.DictReader(lines)
         try:
             if not {"id", column or "id"} <= set(rows.fieldnames or ()):
-                raise UserError(f"{file} has no columns id{f' and {column}' if column else ''} in its first line")
+                columns = f"id and {column}" if column else "id"
+                raise UserError(f"{file} has no columns {columns} in its first line")
             for row in rows:
                 number = row[column] if column else "0"
                 if not _is_id(row["id"] or "") or not (number or "").isdecimal():
@@ -162,7 +163,8 @@ def _training_lists(work: Work, table: str, min_images: int, val_share: float, s
 def _plain_list(work: Work, part: str, prepared: Prepared) -> None:
     ids, _ = read_table(work.folder / f"{part}.csv")
     paths = Paths(part, np.sort(ids))
-    paths = Paths(part, paths.ids[present(work.folder, paths, f"{part} images", work.partial, UNPACK_AGAIN)])
+    there = present(work.folder, paths, f"{part} images", work.partial, UNPACK_AGAIN)
+    paths = Paths(part, paths.ids[there])
     write_list(work.folder / f"{part}_list.txt", paths)
     prepared.lists.append(f"{part}_list.txt")
     prepared.counts[f"{part} images"] = len(paths)

@@ -15,7 +15,8 @@ from dolg.errors import UserError
 from dolg.files import atomic_file
 
 # What to do where images of archives are missing
-UNPACK_AGAIN = "--partial takes those that are there; without the folder .prepared all archives are unpacked again"
+UNPACK_AGAIN = ("--partial takes those that are there; without the folder .prepared all archives are "
+                "unpacked again")
 _THREADS = 32       # they wait for the disk
 _LOOKED_AT = 4096   # images that a thread looks for at a time
 _BLOCK = 2 ** 16    # lines, or names, dealt with at once
@@ -45,8 +46,8 @@ def present(folder: Path, paths: Sequence[str], what: str, partial: bool,
             hint: str = "--partial takes those that are there") -> np.ndarray:
     """Which of the images `paths`, relative to `folder`, are there and not empty, bool (N,).
 
-    Raises UserError that counts and names them, and ends in `hint`, where some are not, unless `partial`, or
-    where none is.
+    Raises UserError that counts and names them, and ends in `hint`, where some are not, unless `partial`,
+    or where none is.
     """
     def look(start: int) -> list[bool]:
         return [_is_there(folder / paths[i]) for i in range(start, min(start + _LOOKED_AT, len(paths)))]
@@ -61,7 +62,8 @@ def present(folder: Path, paths: Sequence[str], what: str, partial: bool,
     if len(missing) == len(paths) or (len(missing) and not partial):
         some = ", ".join(paths[i] for i in missing[:3])
         more = ", ..." if len(missing) > 3 else ""
-        raise UserError(f"of the {len(paths)} {what}, {len(missing)} are not in {folder}: {some}{more} ({hint})")
+        raise UserError(f"of the {len(paths)} {what}, {len(missing)} are not in {folder}: {some}{more} "
+                        f"({hint})")
     if len(missing):
         say(f"{len(missing)} of the {len(paths)} {what} are not there and are left out")
     return mask

@@ -104,8 +104,8 @@ def _check_apart(work: Work) -> None:
     """Raise UserError where images would be linked into themselves."""
     folder, given = work.folder.resolve(), work.given.resolve()
     if folder.is_relative_to(given) or given.is_relative_to(folder):
-        raise UserError(f"--from {work.given} and the data set's folder {work.folder} are the same, or one is "
-                        "in the other: choose another --root, or a --from of images alone")
+        raise UserError(f"--from {work.given} and the data set's folder {work.folder} are the same, or one "
+                        "is in the other: choose another --root, or a --from of images alone")
 
 
 def _fault(name: str) -> str:

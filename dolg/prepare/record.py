@@ -37,8 +37,9 @@ def _with_others(folder: Path, made: dict, replaces: frozenset[str]) -> dict:
         before = read_manifest(folder) or {}
     except UserError:       # a damaged one, which is now written anew
         before = {}
-    return {key: {**{name: facts for name, facts in before.get(key, {}).items() if name not in replaces}, **value}
-            for key, value in made.items()}
+    others = {key: {name: facts for name, facts in before.get(key, {}).items() if name not in replaces}
+              for key in made}
+    return {key: {**others[key], **value} for key, value in made.items()}
 
 
 def say_counts(work: Work, prepared: Prepared) -> None:

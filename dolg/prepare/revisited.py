@@ -36,7 +36,8 @@ def prepare(work: Work, variant: str) -> Prepared:
     else:
         found = _unpack_images(work, set(files))
         if variant not in ("", found):
-            raise UserError(f"--variant is {variant}, and the archives are of the variant {found}: leave it out")
+            raise UserError(f"--variant is {variant}, and the archives are of the variant {found}: "
+                            "leave it out")
     present(work.folder / "jpg", files, f"images of {name}", False,
             "give the folder with all of them with --from, or delete jpg and .prepared to begin anew")
     work.finish(_LINKED, {"variant": found})
@@ -96,8 +97,8 @@ def _check_given(work: Work, marks: dict[str, dict]) -> None:
         others = [name for name in (path, OLDER_IMAGES[path]) if name != mark["file"]]
         for name in others if work.given else ():
             if (work.given / name).is_file() and not (work.given / mark["file"]).is_file():
-                raise UserError(f"{work.folder} has the images of {mark['file']}, and --from {name}: delete jpg "
-                                "and .prepared there to take these")
+                raise UserError(f"{work.folder} has the images of {mark['file']}, and --from {name}: "
+                                "delete jpg and .prepared there to take these")
 
 
 def _link_images(work: Work, files: list[str]) -> bool:
@@ -129,6 +130,6 @@ def _images_below(given: Path, wanted: set[str], target: Path) -> dict[str, Path
             if path.is_symlink() and path.parent.resolve() == target.resolve():
                 continue
             if found.setdefault(name, path) is not path:
-                raise UserError(f"--from {given} has {name} twice, {found[name]} and {path}: give a folder with "
-                                "one copy")
+                raise UserError(f"--from {given} has {name} twice, {found[name]} and {path}: give a folder "
+                                "with one copy")
     return found

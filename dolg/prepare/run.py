@@ -27,7 +27,9 @@ PREPARERS: dict[str, Callable[[Work, Namespace], Prepared]] = {
     "folder": lambda work, args: own.prepare_folder(work, args.val_share, args.seed),
     "csv": lambda work, args: own.prepare_table(work, args.val_share, args.seed),
 }
-_OPTIONS = ("every_image", "min_images", "val_share", "seed", "archives", "held_out", "partial", "unverified")
+# What manifests record of the command line
+_OPTIONS = ("every_image", "min_images", "val_share", "seed", "archives", "held_out", "partial",
+            "unverified")
 
 
 def prepare_data(args: Namespace) -> None:

@@ -94,8 +94,8 @@ class Work:
             except BlockingIOError:
                 raise UserError(f"another command prepares {self.folder} at this moment") from None
             except OSError as error:
-                raise UserError(f"cannot lock {self.folder} against other commands ({error.strerror}): choose "
-                                "a --root on a file system with locks") from None
+                raise UserError(f"cannot lock {self.folder} against other commands ({error.strerror}): "
+                                "choose a --root on a file system with locks") from None
             self._remove_leftovers()
             yield
 
@@ -127,7 +127,8 @@ class Work:
         marks = {path: mark for path, mark in marks.items() if mark is not None}
         unknown = sum(not mark["md5_published"] for mark in marks.values())
         if left and unknown:
-            say(f"{unknown} of {len(marks)} files were held against no published MD5; {FILE} has what they are")
+            say(f"{unknown} of {len(marks)} files were held against no published MD5; {FILE} has what they "
+                "are")
         return marks
 
     def adopt(self, tree: str, marker: str, *others: str, bare: bool = True) -> bool:
@@ -149,8 +150,8 @@ class Work:
             target.symlink_to(found.absolute(), target_is_directory=True)
             say(f"{target} is a link to {found}")
         if target.is_symlink() and not (target / marker).exists():
-            raise UserError(f"{target} is a link to {target.readlink()}, where no {marker} is: mount that disk, "
-                            "say where it is now with --from, or delete the link")
+            raise UserError(f"{target} is a link to {target.readlink()}, where no {marker} is: mount that "
+                            "disk, say where it is now with --from, or delete the link")
         return target.is_symlink() or (self.mark(key) is not None and (target / marker).exists())
 
     def _unpacked(self, tree: str, marker: str, others: Sequence[str], bare: bool) -> Path | None:
@@ -280,7 +281,8 @@ class Work:
         say(f"{self.dataset.title}: {len(units)} files to take, {total / 1e9:.1f} GB; that needs about "
             f"{max(needed, 0) / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free")
         if needed + _MARGIN > free:
-            hint = "" if self.remove_archives or self.given else ", or give --remove-archives, which halves it"
+            halved = not (self.remove_archives or self.given)
+            hint = ", or give --remove-archives, which halves it" if halved else ""
             raise UserError(f"{self.folder} has {free / 1e9:.1f} GB free, and {self.dataset.name} takes "
                             f"about {needed / 1e9:.1f} GB: make room{hint}")
 

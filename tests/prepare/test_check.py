@@ -1,15 +1,18 @@
 """--check: every image decoded once, every list as it was made; and what manifests record."""
 import hashlib
 import json
+import pickle
 import re
 
 import cv2
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from dolg.data.landmarks import LandmarkParams, make_landmarks
 from dolg.data.manifest import COMMANDS, data_record, how_to_get, read_manifest
 from dolg.errors import UserError
+from dolg.prepare import check as check_module
 from dolg.prepare.catalogue import DATA_SETS, DataSet
 from dolg.prepare.check import check
 from dolg.prepare.own import prepare_table
@@ -45,7 +48,7 @@ def prepared(tmp_path):
 def test_a_whole_set_is_whole(prepared, capsys, workers):
     work, _ = prepared
     check(work.folder, workers)
-    assert "18 images, all of them there and decodable; 3 lists" in capsys.readouterr().out
+    assert "18 images, all of them there and decodable; 4 lists and other" in capsys.readouterr().out
     report = json.loads((work.folder / "check.json").read_text())
     manifest = (work.folder / "manifest.json").read_bytes()
     assert report == {"manifest_sha256": hashlib.sha256(manifest).hexdigest(), "images": 18, "problems": []}
@@ -62,7 +65,7 @@ def test_everything_wrong_is_named(prepared, capsys, workers):
     (images / "x0.jpg").write_bytes(b"")
     with open(work.folder / "val_list.txt", "a") as file:
         file.write("images/i/t4.jpg 1\n")
-    with pytest.raises(UserError, match=r"mine: 5 of 18 images or lists are not as they should be$"):
+    with pytest.raises(UserError, match=r"mine: 5 of 18 images or lists are not as they should be;"):
         check(work.folder, workers)
     problems = json.loads((work.folder / "check.json").read_text())["problems"]
     assert len(problems) == 5
@@ -94,6 +97,121 @@ def test_boxes_that_hold_nothing_of_their_image_are_found(prepared):
     assert "t1.jpg" in json.loads((folder / "check.json").read_text())["problems"][0]
 
 
+def _prepare(root, lines: list[str], val_share: float):
+    """A data set of a table of images, which are there already."""
+    (root / "from" / "images.csv").write_text("\n".join(["path,role,label", *lines]) + "\n")
+    work = Work(MINE, root / "data", root / "from")
+    write_manifests(work, prepare_table(work, val_share, 0), {})
+    return work.folder
+
+
+def test_an_empty_list_has_no_images(tmp_path, capsys):
+    for number in range(3):
+        _image(tmp_path / "from" / f"{number}.jpg", number)
+    folder = _prepare(tmp_path, [f"{number}.jpg,train,{number}" for number in range(3)], 0.5)
+    assert (folder / "val_list.txt").read_bytes() == b""        # a class of one image lends none
+    check(folder, 0)
+    assert "3 images, all of them there" in capsys.readouterr().out
+    (folder / "train_list.txt").write_bytes(b"")
+    with pytest.raises(UserError, match="mine: 1 of 0"):
+        check(folder, 0)
+    assert "train_list.txt: the list was changed" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_does_not_hide_the_rest(prepared, capsys):
+    work, _ = prepared
+    (work.folder / "distractors.txt").write_bytes(b"images/i/\xff.jpg\n")
+    (work.folder / "gnd_mine.pkl").write_bytes(b"no pickle")
+    (work.given / "i" / "t4.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="3 of 9"):
+        check(work.folder, 0)
+    said = capsys.readouterr().out
+    assert re.search(r"distractors.txt: the list was changed since it was made; .* in UTF-8", said)
+    assert re.search(r"gnd_mine.pkl: the file was changed since it was made; .*gnd_mine.pkl", said)
+    assert re.search(r"t4.jpg: .*empty", said)
+
+
+def test_problems_are_said_where_no_report_can_be_written(prepared, capsys):
+    work, _ = prepared
+    listed = [f"images/i/no{number}.jpg" for number in range(30)]
+    with open(work.folder / "distractors.txt", "a") as file:
+        file.write("\n".join(listed) + "\n")
+    with pytest.raises(UserError, match="31 of 48"):
+        check(work.folder, 0)
+    said = capsys.readouterr().out
+    assert "no18.jpg" in said and "no19.jpg" not in said
+    assert f"  and 11 more, all in {work.folder / 'check.json'}\n" in said
+    assert len(json.loads((work.folder / "check.json").read_text())["problems"]) == 31
+    (work.folder / "check.json").unlink()
+    (work.folder / "check.json").mkdir()            # as good as a disk that nothing can be written to
+    with pytest.raises(UserError, match="31 of 48"):
+        check(work.folder, 0)
+    said = capsys.readouterr().out
+    assert all(f"{name}: " in said for name in listed) and "more" not in said
+    assert re.search(r"\nWARNING: .*check.json cannot be written \(.+\)\n", said)
+
+
+def test_files_that_are_no_lists_are_held_against_their_digests(prepared, capsys):
+    work, _ = prepared
+    (work.folder / "classes.csv").write_text("label,name\n0,a\n")
+    manifest = read_manifest(work.folder)
+    digest = hashlib.sha256((work.folder / "classes.csv").read_bytes()).hexdigest()
+    manifest["lists"]["classes.csv"] = {"lines": 2, "sha256": digest}
+    (work.folder / "manifest.json").write_text(json.dumps(manifest))
+    check(work.folder, 0)
+    assert "5 lists and other files as they were made" in capsys.readouterr().out
+    (work.folder / "classes.csv").write_text("label,name\n0,b\n")
+    truth = pickle.loads((work.folder / "gnd_mine.pkl").read_bytes())
+    truth["gnd"][0]["easy"] = []
+    (work.folder / "gnd_mine.pkl").write_bytes(pickle.dumps(truth))
+    with pytest.raises(UserError, match="2 of 18"):
+        check(work.folder, 0)
+    said = capsys.readouterr().out
+    for name in ("classes.csv", "gnd_mine.pkl"):
+        assert f"  {name}: the file was changed since it was made\n" in said
+    (work.folder / "gnd_mine.pkl").unlink()
+    with pytest.raises(UserError, match="2 of 12"):
+        check(work.folder, 0)
+    assert "  gnd_mine.pkl: the file is gone\n" in capsys.readouterr().out
+
+
+def test_names_are_dealt_with_in_blocks(prepared, monkeypatch, capsys):
+    """Each image once, whichever block and list it stands in, and never many names at the same time."""
+    work, _ = prepared
+    listed = [f"images/i/{name}.jpg" for name in ("x0", "t0", "x0", "t1", "x1", "x0", "t0")]
+    (work.folder / "distractors.txt").write_text("\n".join(listed) + "\n")
+    together, digests = [], check_module.name_digests
+    monkeypatch.setattr(check_module, "_BLOCK", 3)
+    monkeypatch.setattr(check_module, "name_digests",
+                        lambda names: together.append(len(names)) or digests(names))
+    bars = []
+    monkeypatch.setattr(check_module, "tqdm", lambda **options: bars.append(options) or tqdm(**options))
+    (work.given / "i" / "x1.jpg").unlink()
+    with pytest.raises(UserError, match="2 of 17"):         # x2 is in no list any more
+        check(work.folder, 0)
+    assert max(together) == 3 and sum(together) == 9 + 7 + 2 + 4
+    assert {"desc": "distractors.txt, names", "total": 7, "unit": "image", "leave": False,
+            "disable": None} in bars
+    assert capsys.readouterr().out.count("x1.jpg: ") == 1
+
+
+def test_what_mends_it(prepared):
+    work, _ = prepared
+    command = re.escape(how_to_get(work.folder)) + " again"
+    with open(work.folder / "val_list.txt", "a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match=f"should be; for the lists, {command}$"):
+        check(work.folder, 0)
+    (work.given / "i" / "x2.jpg").unlink()
+    images = r"for the images, put whole ones where --from had them or, .* \.prepared; then "
+    with pytest.raises(UserError, match=f"should be; for the lists, {command}; {images}{command}$") as error:
+        check(work.folder, 0)
+    assert "\n" not in str(error.value)
+    (work.folder / "val_list.txt").write_text((work.folder / "val_list.txt").read_text().rstrip("\n") + "\n")
+    with pytest.raises(UserError, match=f"should be; {images}{command}$"):
+        check(work.folder, 0)
+
+
 def test_a_folder_that_nothing_prepared(tmp_path):
     message = "cub has no manifest.json: python tools/prepare_data.py cub --root .* makes"
     with pytest.raises(UserError, match=message):
@@ -112,6 +230,8 @@ def test_synthetic_landmarks_are_recorded_too(tmp_path):
     params = LandmarkParams(train_landmarks=2, train_photos=2, val_photos=1, test_landmarks=2,
                             distractors=4)
     made = make_landmarks(tmp_path, params, 1, progress=False)
+    with pytest.raises(UserError, match="synthetic/manifest.json names no lists to check: tools/prepare"):
+        check(tmp_path / "synthetic")
     record = data_record(tmp_path / "synthetic" / "jpg")
     counts = {what: count for what, count in made["synthetic"].items() if what != "made"}
     assert record["name"] == "synthetic" and record["counts"] == counts
@@ -125,7 +245,8 @@ def test_manifest(prepared, capsys):
     assert manifest["counts"]["training images"]["published"] is None
     text = (work.folder / "train_list.txt").read_bytes()
     assert manifest["lists"]["train_list.txt"] == {"lines": len(text.splitlines()),
-                                                   "sha256": hashlib.sha256(text).hexdigest()}
+                                                   "sha256": hashlib.sha256(text).hexdigest(),
+                                                   "options": {"val_share": 0.3}}
     before = (work.folder / "manifest.json").read_bytes()
     write_manifests(work, made, {"val_share": 0.3})
     assert (work.folder / "manifest.json").read_bytes() == before

@@ -168,9 +168,9 @@ def test_failures_say_what_to_do(web, publish, tmp_path, run_tool):
     own = ["csv", "--root", str(root), "--from", str(tmp_path)]
     assert "--name cub is taken" in fails(*own, "--name", "cub")
     for taken in ("", "..", "landmark", "cub_cropped", "synthetic"):
-        assert "is taken, or no name" in fails("csv", "--root", str(root), "--name", taken, "--from", str(tmp_path))
+        assert "is taken, or no name" in fails(*own, "--name", taken)
     (root / "alias").symlink_to("cub")
-    assert "alias is a link" in fails("csv", "--root", str(root), "--name", "alias", "--from", str(tmp_path))
+    assert "alias is a link" in fails(*own, "--name", "alias")
     assert "--seed is -1: give" in fails("gldv2", "--root", str(root), "--seed", "-1")
     assert "no name of a folder" in fails(*own, "--name", "../x")
     assert "--val-share is 1.5: give" in fails("gldv2", "--root", str(root), "--val-share", "1.5")

@@ -108,10 +108,11 @@ def test_a_folder_without_a_name_is_one_part(tmp_path, miniature):
         (mine / gldv2_path("train", name)).parent.mkdir(parents=True, exist_ok=True)
         (mine / gldv2_path("train", name)).write_bytes(content)
     (mine / "train" / "0").mkdir(exist_ok=True)
-    for file in (*(miniature.folder / "metadata").iterdir(), *(miniature.folder / "ground_truth").iterdir()):
+    for file in (*miniature.folder.glob("metadata/*"), *miniature.folder.glob("ground_truth/*")):
         (mine / "train" / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="has no train/images_000.tar"):
-        _prepare(Work(DATA_SETS["gldv2"], tmp_path / "data", mine / "train"), ("train", "index"), archives=None)
+        work = Work(DATA_SETS["gldv2"], tmp_path / "data", mine / "train")
+        _prepare(work, ("train", "index"), archives=None)
     assert not (tmp_path / "data" / "gldv2" / "index").exists()
     one = _prepare(Work(DATA_SETS["gldv2"], tmp_path / "data", mine / "train"), archives=None)
     assert one.counts["clean images"] == 50

@@ -153,3 +153,65 @@ def test_missing_tables_and_another_folder(tables):
     (tables / "data" / "mine" / "images").mkdir()
     with pytest.raises(UserError, match="images is there already and is no link to"):
         prepare_table(_work(tables), 0.0, 0)
+
+
+def _classes(folder, **counts: int) -> None:
+    for name, count in counts.items():
+        for i in range(count):
+            _image(folder / name / f"{i}.png")
+
+
+@pytest.mark.parametrize("given, root, name", [
+    ("data/mine", "data", "mine"),              # the set's own folder
+    ("photos", "photos", "mine"),               # which is in --from
+    ("photos", "photos/data/deep", "mine"),
+    ("data/mine/photos", "data", "mine"),       # which --from is in
+    ("link", "photos", "mine"),                 # the same by another name
+])
+@pytest.mark.parametrize("prepare", [prepare_folder, prepare_table])
+def test_images_are_never_linked_into_themselves(tmp_path, prepare, given, root, name):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    given, root = tmp_path / given, tmp_path / root
+    _classes(given, a=2, b=2)
+    (given / "images.csv").write_text("path,role,label\na/0.png,train,a\na/1.png,train,b\n")
+    work = Work(DataSet(name, "", "", ""), root, given)
+    with pytest.raises(UserError, match=f"--from {given} and the data set's folder .* choose another --root"):
+        prepare(work, 0.0, 0)
+    assert not list(tmp_path.rglob("*_list.txt")) and not (work.folder / "images").exists()
+
+
+def test_neighbours_are_apart(tmp_path):
+    """A name that begins as another folder's does is not in that folder; the set's own link leads out."""
+    _classes(tmp_path / "data" / "mine too", a=2)
+    work = Work(DataSet("mine", "", "", ""), tmp_path / "data", tmp_path / "data" / "mine too")
+    assert prepare_folder(work, 0.0, 0).counts["training images"] == 2
+    again = Work(DataSet("mine", "", "", ""), tmp_path / "data", work.folder / "images")
+    assert prepare_folder(again, 0.0, 0).counts["training images"] == 2
+    assert (work.folder / "images").readlink() == tmp_path / "data" / "mine too"
+    part = Work(DataSet("mine", "", "", ""), tmp_path / "data", work.folder / "images" / "a")
+    _classes(tmp_path / "data" / "mine too" / "a", b=1)
+    for i in range(2):
+        (tmp_path / "data" / "mine too" / "a" / f"{i}.png").unlink()
+    assert prepare_folder(part, 0.0, 0).counts["training images"] == 1
+    assert (work.folder / "images" / "b" / "0.png").is_file()
+
+
+@pytest.mark.parametrize("file", ["images.csv", "ground_truth.csv"])
+@pytest.mark.parametrize("content, message", [
+    (b"d/1.jpg,\xe4\n", "line 3: not in UTF-8"),
+    (b"d/1.jpg,x\n" * 2000 + b"\xff\xfe\n", "line 2002: not in UTF-8"),
+    (b'd/1.jpg,"' + b"x" * 150_000 + b'"\n', r"line 3: field larger .* \(is a quote left open\?\)"),
+])
+def test_tables_that_are_none(tables, file, content, message):
+    heads = {"images.csv": b"path,role\nd/2.png,database\n",
+             "ground_truth.csv": b"query,image,relevance\nq/one.png,d/1.jpg,easy\n"}
+    if content.startswith(b"d/1.jpg,x"):        # rows that are as they should be, before one that is not
+        row = b"%d/x.jpg,train\n" if file == "images.csv" else b"q/one.png,d/1.jpg,easy\n"
+        content = b"".join(row.replace(b"%d", b"%d" % i) for i in range(1999)) + b"\xff\xfe\n"
+        message = message.replace("2002", "2002")
+    (tables / "from" / file).write_bytes(heads[file] + content)
+    with pytest.raises(UserError, match=f"{file}, {message}") as error:
+        prepare_table(_work(tables), 0.0, 0)
+    assert "\n" not in str(error.value)
+    assert not list((tables / "data").rglob("*.txt"))

@@ -167,8 +167,9 @@ def test_images_in_their_place_are_left_alone(tmp_path, oxford):
     for given in (folder, tmp_path / "data"):
         prepared = prepare(_work("roxford5k", tmp_path, given), ORIGINAL)
         assert prepared.variant == ORIGINAL
-        assert {file.name: file.read_bytes() for file in (folder / "jpg").iterdir() if not file.is_symlink()} == \
-            {f"{name}.jpg": images[f"{name}.jpg"] for name in names[:5]}
+        left = {file.name: file.read_bytes() for file in (folder / "jpg").iterdir()
+                if not file.is_symlink()}
+        assert left == {f"{name}.jpg": images[f"{name}.jpg"] for name in names[:5]}
 
 
 def test_links_that_broke_are_made_again(tmp_path, oxford):
@@ -182,7 +183,7 @@ def test_links_that_broke_are_made_again(tmp_path, oxford):
     # The variant stays known
     assert prepare(Work(DATA_SETS["roxford5k"], root, unverified=True), "").variant == ORIGINAL
     mine.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="of the 5 images of roxford5k, 5 are not in .*--from, or delete jpg and"):
+    with pytest.raises(UserError, match="of the 5 images of roxford5k, 5 are not in .*--from, or delete"):
         prepare(Work(DATA_SETS["roxford5k"], root, unverified=True), "")
     (root / "roxford5k" / "jpg" / f"{names[0]}.jpg").unlink()       # as a killed command leaves it
     prepared = prepare(_work("roxford5k", tmp_path, tmp_path / "moved"), "")
@@ -206,11 +207,11 @@ def test_archives_after_links_leave_what_was_linked(tmp_path, oxford):
 
 def test_a_variant_that_is_not_that_of_the_archives(tmp_path, oxford):
     web, _, _ = oxford
-    with pytest.raises(UserError, match="--variant is original, and the archives are of the variant faces blurred"):
+    with pytest.raises(UserError, match="--variant is original, and the archives are of the variant faces"):
         prepare(_work("roxford5k", tmp_path, web), ORIGINAL)
     assert prepare(_work("roxford5k", tmp_path, web), BLURRED).variant == BLURRED
     (web / "oxbuild_images-v1.tgz").rename(web / "oxbuild_images.tgz")
-    with pytest.raises(UserError, match="has the images of oxbuild_images-v1.tgz, and --from oxbuild_images.tgz"):
+    with pytest.raises(UserError, match="has the images of oxbuild_images-v1.tgz, and --from oxbuild_im"):
         prepare(_work("roxford5k", tmp_path, web), "")
 
 
@@ -221,13 +222,15 @@ def test_a_disk_that_is_not_mounted_is_not_written_to(tmp_path):
     for number in (1, 2, 3):
         unpack(web / "jpg" / f"revisitop1m.{number}.tar.gz", disk)
     (disk / "revisitop1m.txt").write_bytes((web / "revisitop1m.txt").read_bytes())
-    assert prepare_distractors(Work(DATA_SETS["revisitop1m"], root, disk), None).counts == {"distractors": 12}
+    first = prepare_distractors(Work(DATA_SETS["revisitop1m"], root, disk), None)
+    assert first.counts == {"distractors": 12}
     shutil.rmtree(root / "revisitop1m" / ".prepared")       # and what was known is forgotten
     disk.rename(tmp_path / "elsewhere")
     (web / "jpg").rename(web / "archives")
     for given in (None, web):
-        with pytest.raises(UserError, match=r"jpg is a link to .*disk/jpg, where no .* is: mount that disk"):
-            prepare_distractors(Work(DATA_SETS["revisitop1m"], root, given) if given else _with_table(root, web), 3)
+        with pytest.raises(UserError, match=r"jpg is a link to .*disk/jpg, where no .* is: mount that"):
+            work = Work(DATA_SETS["revisitop1m"], root, given) if given else _with_table(root, web)
+            prepare_distractors(work, 3)
     assert not disk.exists()
     again = prepare_distractors(Work(DATA_SETS["revisitop1m"], root, tmp_path / "elsewhere"), None)
     assert again.counts == {"distractors": 12}

@@ -39,7 +39,7 @@ def _free(monkeypatch, count: int) -> None:
 
 
 @pytest.mark.parametrize("remove, needed", [(False, 8), (True, 6)])
-def test_the_disk_has_to_have_room_for_archives_and_images(tmp_path, web, units, monkeypatch, remove, needed):
+def test_the_disk_needs_room_for_archives_and_images(tmp_path, web, units, monkeypatch, remove, needed):
     """With two at a time, and archives removed, two archives are there at once beside all images."""
     size = len(web.page("0.tar").content)
     work = Work(SET, tmp_path, jobs=2, remove_archives=remove)
@@ -87,8 +87,12 @@ def test_locks(tmp_path, monkeypatch):
             pass
     with second.locked():
         pass
-    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "not implemented")))
-    with pytest.raises(UserError, match="cannot lock .*birds against other commands .not implemented.: choose"):
+
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with pytest.raises(UserError, match="cannot lock .*birds against other commands .not implemented.: ch"):
         with second.locked():
             pass
 
@@ -96,12 +100,14 @@ def test_locks(tmp_path, monkeypatch):
 def test_leftovers_of_killed_commands_go(tmp_path):
     work = Work(SET, tmp_path)
     keep = work.folder / "images" / ".mine.tmp"
-    for file in (work.folder / ".train_list.txt.host.7.tmp", work.downloads / "a" / ".x.tar.part.json.host.7.tmp",
+    for file in (work.folder / ".train_list.txt.host.7.tmp",
+                 work.downloads / "a" / ".x.tar.part.json.host.7.tmp",
                  work.folder / ".images.0.tar.unpacking" / "0.jpg", keep):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"half")
     with work.locked():
-        left = {file.relative_to(work.folder).as_posix() for file in work.folder.rglob("*") if file.is_file()}
+        files = [file for file in work.folder.rglob("*") if file.is_file()]
+        left = {file.relative_to(work.folder).as_posix() for file in files}
     assert left == {".prepared/lock", "images/.mine.tmp"}
 
 
@@ -116,7 +122,8 @@ def test_adopted_folders(tmp_path):
 
     assert not adopts(None) and not adopts(tmp_path)
     assert adopts(mine) and adopts(None) and (work.folder / "images").readlink() == mine / "images"
-    assert adopts(work.folder) and (work.folder / "images").readlink() == mine / "images"      # not to itself
+    assert adopts(work.folder)
+    assert (work.folder / "images").readlink() == mine / "images"      # not to itself
     shutil.copytree(mine / "images", tmp_path / "official" / "Img" / "images")
     assert adopts(tmp_path / "official")        # another one takes its place
     assert (work.folder / "images").readlink() == tmp_path / "official" / "Img" / "images"
