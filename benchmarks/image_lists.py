@@ -116,7 +116,7 @@ def main() -> None:
         for step in (build, build_plainly, load, load_plainly):
             count, seconds, memory = measure(step, folder)
             assert count == args.images, (step.__name__, count)
-            figures[step.__name__] = {"seconds": seconds, "MB": memory - base}
+            figures[step.__name__] = {"seconds": seconds, "MB": max(memory - base, 1)}
             print(f"{step.__name__:14} {seconds:7.1f} s {memory - base:7.0f} MB")
     for ours, plain in (("build", "build_plainly"), ("load", "load_plainly")):
         time_ratio, memory_ratio = (figures[plain][what] / figures[ours][what]

@@ -1,16 +1,13 @@
 """Image lists: text files with one "path label" per line."""
-import os
-import stat
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from dolg.data.boxes import read_boxes
 from dolg.data.decode import read_file
 from dolg.data.manifest import how_to_get
+from dolg.data.presence import are_there
 from dolg.errors import UserError
 
 _NEWLINE, _RETURN, _BLANK, _MINUS, _ZERO = 10, 13, 32, 45, 48
@@ -18,7 +15,6 @@ _NEWLINE, _RETURN, _BLANK, _MINUS, _ZERO = 10, 13, 32, 45, 48
 _IS_SPACE = np.zeros(256, dtype=bool)
 _IS_SPACE[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True
 _MOST_DIGITS = 18       # what int64 holds of any label
-_STAT_THREADS = 32      # they wait for the disk or the network
 
 
 @dataclass(frozen=True)
@@ -64,11 +60,9 @@ class ImageList:
 
     def missing(self, indexes: np.ndarray, progress: bool = False) -> np.ndarray:
         """Those of `indexes` whose files are absent or empty, in their order."""
-        with ThreadPoolExecutor(_STAT_THREADS) as threads:
-            there = tqdm(threads.map(self._is_there, indexes.tolist(), chunksize=256),
-                         desc=f"images of {self.file.name}", total=len(indexes), unit="image",
-                         leave=False, disable=None if progress else True)
-            return indexes[~np.fromiter(there, dtype=bool, count=len(indexes))]
+        there = are_there(lambda place: self.name(indexes[place]), len(indexes), f"images of {self.file.name}",
+                          progress)
+        return indexes[~there]
 
     def _with_boxes(self) -> "ImageList":
         """This list, its images cut to their boxes if its folder holds boxes."""
@@ -78,13 +72,6 @@ class ImageList:
         text = self.text.tobytes()
         paths = (text[start:end].decode() for start, end in zip(self.starts.tolist(), self.ends.tolist()))
         return replace(self, boxes=boxes.of(paths, self.file))
-
-    def _is_there(self, index: int) -> bool:
-        try:
-            found = os.stat(self.name(index))
-        except (OSError, ValueError):       # ValueError: a zero byte in the path
-            return False
-        return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def read_image_list(file: Path, num_classes: int | None = None) -> ImageList:

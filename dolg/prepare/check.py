@@ -65,16 +65,17 @@ def check(folder: Path, workers: int = -1) -> None:
             continue
         for what, source in sources.items():
             digests = _digests(what, source)
-            new = np.flatnonzero(~np.isin(digests, seen))
-            seen = np.union1d(seen, digests)
+            found, first = np.unique(digests, return_index=True)
+            new = np.sort(first[~np.isin(found, seen)])
+            seen = np.union1d(seen, found)
             checked += len(new)
             wrong_images += [f"{source.path(index)}: {reason}"
                              for index, reason in _decoded(what, source, new, workers)]
     problems = [f"{name}: {reason}" for name, reason in wrong_files.items()] + wrong_images
     _report(folder, checked, problems)
     if problems:
-        raise UserError(f"{folder}: {len(problems)} of {checked} images or lists are not as they should be; "
-                        f"{_mending(folder, bool(wrong_files), bool(wrong_images))}")
+        raise UserError(f"{folder}: {len(problems)} of {checked} images or lists are not as they should "
+                        f"be; {_mending(folder, bool(wrong_files), bool(wrong_images))}")
     say(f"{folder}: {checked} images, all of them there and decodable; {len(manifest['lists'])} lists and "
         "other files as they were made")
 

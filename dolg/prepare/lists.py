@@ -1,24 +1,20 @@
 """Image lists, made: which images are there, which are held out, and lines written."""
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from dolg.core.logging import say
+from dolg.data.presence import are_there
 from dolg.errors import UserError
 from dolg.files import atomic_file
 
 # What to do where images of archives are missing
 UNPACK_AGAIN = ("--partial takes those that are there; without the folder .prepared all archives are "
                 "unpacked again")
-_THREADS = 32       # they wait for the disk
-_LOOKED_AT = 4096   # images that a thread looks for at a time
 _BLOCK = 2 ** 16    # lines, or names, dealt with at once
 
 
@@ -49,15 +45,7 @@ def present(folder: Path, paths: Sequence[str], what: str, partial: bool,
     Raises UserError that counts and names them, and ends in `hint`, where some are not, unless `partial`,
     or where none is.
     """
-    def look(start: int) -> list[bool]:
-        return [_is_there(folder / paths[i]) for i in range(start, min(start + _LOOKED_AT, len(paths)))]
-
-    mask, starts = np.zeros(len(paths), bool), range(0, len(paths), _LOOKED_AT)
-    with ThreadPoolExecutor(_THREADS) as threads, \
-            tqdm(desc=what, total=len(paths), unit="image", leave=False, disable=None) as bar:
-        for start, found in zip(starts, threads.map(look, starts)):
-            mask[start:start + len(found)] = found
-            bar.update(len(found))
+    mask = are_there(lambda place: folder / paths[place], len(paths), what, progress=True)
     missing = np.flatnonzero(~mask)
     if len(missing) == len(paths) or (len(missing) and not partial):
         some = ", ".join(paths[i] for i in missing[:3])
@@ -107,14 +95,6 @@ def held_out(names: Sequence[str | bytes], labels: np.ndarray, share: float, see
     mask = np.zeros(len(order), bool)
     mask[order] = places < np.repeat(counts, sizes)
     return mask
-
-
-def _is_there(file: Path) -> bool:
-    try:
-        found = os.stat(file)
-    except OSError:
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def name_digests(names: Sequence[str] | Sequence[bytes] | np.ndarray, seed: int = 0) -> np.ndarray:

@@ -133,8 +133,9 @@ def _clear(work: Work, made: set[str]) -> None:
             raise UserError(f"{link} is there already and is no link to {work.given}: delete it, or give "
                             "another --name")
     earlier = images.is_symlink()       # else the folder is somebody's own, and so is what is in it
+    given = work.given.resolve()        # before a link changes that --from may go through
     for link in links:
-        _link(link, work.given)
+        _link(link, given)
     if earlier:
         for name in {*_TRAINING, _DISTRACTORS, truth} - made:
             (work.folder / name).unlink(missing_ok=True)
@@ -143,13 +144,12 @@ def _clear(work: Work, made: set[str]) -> None:
 
 
 def _link(link: Path, folder: Path) -> None:
-    """A link to a folder; one that leads elsewhere, because the images have moved, leads there now."""
+    """A link to a folder (resolved); one that leads elsewhere, because the images have moved, leads there now."""
     link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink() and link.resolve() == folder.resolve():
+    if link.is_symlink() and link.resolve() == folder:
         return
     link.unlink(missing_ok=True)
-    # Resolved: --from may go through the very link
-    link.symlink_to(folder.resolve(), target_is_directory=True)
+    link.symlink_to(folder, target_is_directory=True)
 
 
 def _ground_truth(given: Path, queries: list[Row], database: list[Row], absent: list[Row]) -> dict:

@@ -198,16 +198,17 @@ def test_names_are_dealt_with_in_blocks(prepared, monkeypatch, capsys):
 def test_what_mends_it(prepared):
     work, _ = prepared
     command = re.escape(how_to_get(work.folder)) + " again"
-    with open(work.folder / "val_list.txt", "a") as file:
-        file.write("\n")
+    whole = (work.folder / "val_list.txt").read_bytes()
+    (work.folder / "val_list.txt").write_bytes(whole + b"\n")
     with pytest.raises(UserError, match=f"should be; for the lists, {command}$"):
         check(work.folder, 0)
     (work.given / "i" / "x2.jpg").unlink()
     images = r"for the images, put whole ones where --from had them or, .* \.prepared; then "
-    with pytest.raises(UserError, match=f"should be; for the lists, {command}; {images}{command}$") as error:
+    message = f"should be; for the lists, {command}; {images}{command}$"
+    with pytest.raises(UserError, match=message) as error:
         check(work.folder, 0)
     assert "\n" not in str(error.value)
-    (work.folder / "val_list.txt").write_text((work.folder / "val_list.txt").read_text().rstrip("\n") + "\n")
+    (work.folder / "val_list.txt").write_bytes(whole)
     with pytest.raises(UserError, match=f"should be; {images}{command}$"):
         check(work.folder, 0)
 

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from dolg.data import presence
 from dolg.data.image_list import read_image_list
 from dolg.errors import UserError
 from dolg.prepare import lists
@@ -25,7 +26,7 @@ def test_lists_are_written_whole_in_blocks(tmp_path, monkeypatch, count):
 
 @pytest.mark.parametrize("block", [1, 3, 100])
 def test_present_finds_what_is_missing_or_empty(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(lists, "_LOOKED_AT", block)
+    monkeypatch.setattr(presence, "_BLOCK", block)
     paths = [f"d/{i}.jpg" for i in range(10)]
     (tmp_path / "d").mkdir()
     for i, path in enumerate(paths):

@@ -1,4 +1,9 @@
 """One's own images: folders of classes, and tables."""
+import os
+import shutil
+import tracemalloc
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -176,7 +181,7 @@ def test_images_are_never_linked_into_themselves(tmp_path, prepare, given, root,
     _classes(given, a=2, b=2)
     (given / "images.csv").write_text("path,role,label\na/0.png,train,a\na/1.png,train,b\n")
     work = Work(DataSet(name, "", "", ""), root, given)
-    with pytest.raises(UserError, match=f"--from {given} and the data set's folder .* choose another --root"):
+    with pytest.raises(UserError, match=f"--from {given} and the data set's folder .* choose another"):
         prepare(work, 0.0, 0)
     assert not list(tmp_path.rglob("*_list.txt")) and not (work.folder / "images").exists()
 
@@ -197,21 +202,166 @@ def test_neighbours_are_apart(tmp_path):
     assert (work.folder / "images" / "b" / "0.png").is_file()
 
 
-@pytest.mark.parametrize("file", ["images.csv", "ground_truth.csv"])
 @pytest.mark.parametrize("content, message", [
-    (b"d/1.jpg,\xe4\n", "line 3: not in UTF-8"),
-    (b"d/1.jpg,x\n" * 2000 + b"\xff\xfe\n", "line 2002: not in UTF-8"),
-    (b'd/1.jpg,"' + b"x" * 150_000 + b'"\n', r"line 3: field larger .* \(is a quote left open\?\)"),
+    (b"path,role\nd/1.jpg,\xe4\n", "line 2: not in UTF-8"),
+    (b"path,r\xf6le\n", "line 1: not in UTF-8"),
+    (b"path,role\n" + b"".join(b"d/%d.jpg,train\n" % i for i in range(2000)) + b"\xff\xfe,x\n",
+     "line 2002: not in UTF-8"),
+    (b'path,role\nd/1.jpg,train\nd/2.jpg,"' + b"x" * 150_000,
+     r"line 3: field larger .* \(is a quote left open\?\)"),
+    (b'path,role\n"d/1\n.jpg",train\n', r"line 3: path 'd/1\\n.jpg', which has a line break in it"),
+    ("path,role\nd/\u2028.jpg,train\n".encode(), r"line 2: path 'd/\\u2028.jpg', which has a line break"),
+    (b"path,role\nd/\0.jpg,train\n", r"line 2: path 'd/\\x00.jpg', which has a zero byte in it"),
+    (b'path,role\nd/1.jpg,"tra\nin"\n', r"line 3: role 'tra\\nin' is none of"),
 ])
-def test_tables_that_are_none(tables, file, content, message):
-    heads = {"images.csv": b"path,role\nd/2.png,database\n",
-             "ground_truth.csv": b"query,image,relevance\nq/one.png,d/1.jpg,easy\n"}
-    if content.startswith(b"d/1.jpg,x"):        # rows that are as they should be, before one that is not
-        row = b"%d/x.jpg,train\n" if file == "images.csv" else b"q/one.png,d/1.jpg,easy\n"
-        content = b"".join(row.replace(b"%d", b"%d" % i) for i in range(1999)) + b"\xff\xfe\n"
-        message = message.replace("2002", "2002")
-    (tables / "from" / file).write_bytes(heads[file] + content)
-    with pytest.raises(UserError, match=f"{file}, {message}") as error:
+def test_tables_that_are_none(tables, content, message):
+    (tables / "from" / "images.csv").write_bytes(content)
+    with pytest.raises(UserError, match=f"images.csv, {message}") as error:
         prepare_table(_work(tables), 0.0, 0)
     assert "\n" not in str(error.value)
+    # The other table is read the same way
+    (tables / "from" / "images.csv").write_text(IMAGES)
+    (tables / "from" / "ground_truth.csv").write_bytes(b"query,image,relevance\nq/one.png,d/1.jpg,\xff\n")
+    with pytest.raises(UserError, match="ground_truth.csv, line 2: not in UTF-8"):
+        prepare_table(_work(tables), 0.0, 0)
     assert not list((tables / "data").rglob("*.txt"))
+
+
+@pytest.mark.parametrize("name, shown, fault", [
+    (b"a/1\n2.png", r"'a/1\\n2.png'", "which has a line break"),
+    (b"a\r/1.png", r"'a\\r/1.png'", "which has a line break"),
+    ("a/1\u20282.png".encode(), r"'a/1\\u20282.png'", "which has a line break"),
+    (b"a/gr\xfc\xdfe.png", r"'a/gr\\udcfc\\udcdfe.png'", "which is not in UTF-8"),
+    (b"\xff.png", r"'\\udcff.png'", "which is not in UTF-8"),
+])
+def test_names_that_lists_cannot_hold(tmp_path, name, shown, fault):
+    _classes(tmp_path / "from", **{"grün": 2})          # a name like any other
+    file = Path(os.fsdecode(os.fsencode(tmp_path / "from") + b"/" + name))
+    file.parent.mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "from" / "grün" / "0.png", file)
+    with pytest.raises(UserError, match=f"from holds {shown}, {fault}.*: rename it") as error:
+        prepare_folder(_work(tmp_path), 0.0, 0)
+    assert str(error.value).isprintable()
+    file.unlink()
+    prepare_folder(_work(tmp_path), 0.0, 0)
+    train = (tmp_path / "data" / "mine" / "train_list.txt").read_text(encoding="utf-8")
+    assert train.splitlines() == ["images/grün/0.png 0", "images/grün/1.png 0"]
+
+
+def test_an_earlier_runs_lists_go(tables):
+    folder = tables / "data" / "mine"
+    everything = {"images", "jpg", "gnd_mine.pkl", "train_list.txt", "val_list.txt", "distractors.txt"}
+    prepare_table(_work(tables), 0.0, 0)
+    assert {file.name for file in folder.iterdir()} == everything
+    (folder / "notes.txt").write_text("mine")
+    (tables / "from" / "images.csv").write_text("path,role\nx/5.jpg,distractor\n")
+    prepare_table(_work(tables), 0.0, 0)
+    assert {file.name for file in folder.iterdir()} == {"images", "distractors.txt", "notes.txt"}
+    (tables / "from" / "images.csv").write_text(IMAGES)
+    prepare_table(_work(tables), 0.0, 0)
+    prepare_folder(_work(tables), 0.0, 0)
+    assert {file.name for file in folder.iterdir()} == {"images", "train_list.txt", "val_list.txt",
+                                                        "notes.txt"}
+    rows = [line for line in IMAGES.splitlines() if ",train," not in line]
+    (tables / "from" / "images.csv").write_text("\n".join(rows) + "\n")
+    prepare_table(_work(tables), 0.0, 0)
+    assert {file.name for file in folder.iterdir()} == everything - {"train_list.txt", "val_list.txt"} \
+        | {"notes.txt"}
+    assert (tables / "from" / "q" / "one.png").is_file()        # links go, and not what they lead to
+
+
+def test_what_others_made_stays(tables):
+    """A benchmark made by hand, in the folder that the name leads to."""
+    folder = tables / "data" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "gnd_mine.pkl").write_bytes(b"by hand")
+    (folder / "jpg").symlink_to(tables / "from")
+    (tables / "from" / "images.csv").write_text("path,role\nx/5.jpg,distractor\n")
+    prepare_table(_work(tables), 0.0, 0)
+    assert (folder / "gnd_mine.pkl").read_bytes() == b"by hand" and (folder / "jpg").is_symlink()
+
+
+def test_a_mistake_leaves_all_as_it_was(tables):
+    folder = tables / "data" / "mine"
+    prepare_table(_work(tables), 0.0, 0)
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    (tables / "from" / "ground_truth.csv").write_text("query,image,relevance\nq/one.png,d/1.jpg,good\n")
+    (tables / "from" / "images.csv").write_text(IMAGES.replace("t/6.jpg,train,z", "t/6.jpg,train,q"))
+    with pytest.raises(UserError, match="relevance 'good'"):
+        prepare_table(_work(tables), 0.0, 0)
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+    (tables / "from" / "ground_truth.csv").unlink()
+    (folder / "jpg").unlink()
+    (folder / "jpg").mkdir()
+    with pytest.raises(UserError, match="jpg is there already and is no link to"):
+        prepare_table(_work(tables), 0.0, 0)
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+
+
+def test_a_part_of_the_images_with_a_ground_truth(tables, capsys):
+    (tables / "from" / "ground_truth.csv").write_text(
+        "query,image,relevance\nq/two.png,d/2.png,easy\nq/one.png,d/2.png,easy\nq/one.png,d/1.jpg,hard\n"
+        "q/one.png,d/3.jpg,junk\nq/two.png,d/3.jpg,easy\n")
+    for name in ("q/two.png", "d/1.jpg"):
+        (tables / "from" / name).unlink()
+    with pytest.raises(UserError, match="of the 11 images of images.csv, 2 are not in"):
+        prepare_table(_work(tables), 0.0, 0)
+    prepare_table(_work(tables, partial=True), 0.0, 0)
+    assert "2 of the 11 images of images.csv are not there and are left out" in capsys.readouterr().out
+    truth = load_ground_truth(tables / "data" / "mine" / "gnd_mine.pkl")
+    assert truth.queries == ["q/one.png", "q/with, comma.jpg"]
+    assert truth.images == ["d/2.png", "d/3.jpg", "d/4.jpg"]
+    assert [[found.tolist() for found in kind] for kind in (truth.easy, truth.hard, truth.junk)] == \
+        [[[0], []], [[], []], [[1], []]]
+    # An absent image is still no query if it is a database image, and no line is read less carefully
+    table = tables / "from" / "ground_truth.csv"
+    for line, message in (("d/1.jpg,d/2.png,easy", "'d/1.jpg' is no query"),
+                          ("q/one.png,q/two.png,easy", "'q/two.png' is no database image"),
+                          ("q/two.png,d/2.png,good", "relevance 'good' is none of")):
+        table.write_text(f"query,image,relevance\n{line}\n")
+        with pytest.raises(UserError, match=f"line 2: {message}"):
+            prepare_table(_work(tables, partial=True), 0.0, 0)
+
+
+def test_long_names_of_classes_take_no_memory(tables):
+    """Labels follow the order of the names, however long one of them is."""
+    long = "y" * 100_000
+    (tables / "from" / "images.csv").write_text("path,role,label\n" + "".join(
+        f"l/{i}.png,train,{long if i == 7 else f'z{i % 3}' if i % 2 else 'X'}\n" for i in range(300)))
+    _image(tables / "from" / "l" / "0.png")
+    for i in range(1, 300):
+        os.link(tables / "from" / "l" / "0.png", tables / "from" / "l" / f"{i}.png")
+    tracemalloc.start()
+    prepared = prepare_table(_work(tables), 0.0, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6          # an array of 300 names of that length has 120 MB
+    assert prepared.counts["classes"] == 5
+    assert _lines(tables / "data" / "mine" / "train_list.txt") == [
+        f"images/l/{i}.png {1 if i == 7 else 2 + i % 3 if i % 2 else 0}" for i in range(300)]
+
+
+def test_empty_files_are_no_images(tmp_path, capsys):
+    _classes(tmp_path / "from", a=2, b=2, c=1)
+    for name in ("b/1.png", "c/0.png"):
+        (tmp_path / "from" / name).write_bytes(b"")
+    message = r"of the 5 images, 2 are not in .*: b/1.png, c/0.png \(files of 0 bytes are none; --partial"
+    with pytest.raises(UserError, match=message):
+        prepare_folder(_work(tmp_path), 0.0, 0)
+    assert not (tmp_path / "data" / "mine" / "images").exists()
+    prepared = prepare_folder(_work(tmp_path, partial=True), 0.0, 0)
+    assert _lines(tmp_path / "data" / "mine" / "train_list.txt") == [
+        "images/a/0.png 0", "images/a/1.png 0", "images/b/0.png 1"]
+    assert prepared.counts["classes"] == 2
+
+
+def test_photographs_that_have_moved(tables):
+    folder = tables / "data" / "mine"
+    prepare_table(_work(tables), 0.0, 0)
+    (tables / "from").rename(tables / "moved")          # the links lead nowhere
+    prepare_table(Work(DataSet("mine", "", "", ""), tables / "data", tables / "moved"), 0.0, 0)
+    assert (folder / "images").samefile(tables / "moved") and (folder / "jpg").samefile(tables / "moved")
+    shutil.copytree(tables / "moved", tables / "from")  # they lead elsewhere
+    prepare_table(_work(tables), 0.0, 0)
+    assert (folder / "images").samefile(tables / "from") and (folder / "jpg").samefile(tables / "from")
+    assert (tables / "moved" / "images.csv").is_file()
