@@ -60,8 +60,8 @@ class ImageList:
 
     def missing(self, indexes: np.ndarray, progress: bool = False) -> np.ndarray:
         """Those of `indexes` whose files are absent or empty, in their order."""
-        there = are_there(lambda place: self.name(indexes[place]), len(indexes), f"images of {self.file.name}",
-                          progress)
+        there = are_there(lambda place: self.name(indexes[place]), len(indexes),
+                          f"images of {self.file.name}", progress)
         return indexes[~there]
 
     def _with_boxes(self) -> "ImageList":

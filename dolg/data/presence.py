@@ -11,7 +11,8 @@ _THREADS = 32
 _BLOCK = 1024       # a task for each file would take a kilobyte for each
 
 
-def are_there(path: Callable[[int], str | os.PathLike], count: int, what: str, progress: bool) -> np.ndarray:
+def are_there(path: Callable[[int], str | os.PathLike], count: int, what: str,
+              progress: bool) -> np.ndarray:
     """Which of the files `path(0)` .. `path(count - 1)` are there and not empty, bool (count,).
 
     `progress` shows a bar on a terminal, named `what`.
@@ -19,9 +20,9 @@ def are_there(path: Callable[[int], str | os.PathLike], count: int, what: str, p
     def look(start: int) -> list[bool]:
         return [_is_there(path(index)) for index in range(start, min(start + _BLOCK, count))]
 
-    mask, starts = np.zeros(count, bool), range(0, count, _BLOCK)
+    mask, starts, silent = np.zeros(count, bool), range(0, count, _BLOCK), None if progress else True
     with ThreadPoolExecutor(_THREADS) as threads, \
-            tqdm(desc=what, total=count, unit="image", leave=False, disable=None if progress else True) as bar:
+            tqdm(desc=what, total=count, unit="image", leave=False, disable=silent) as bar:
         for start, found in zip(starts, threads.map(look, starts)):
             mask[start:start + len(found)] = found
             bar.update(len(found))

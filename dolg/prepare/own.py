@@ -137,14 +137,15 @@ def _clear(work: Work, made: set[str]) -> None:
     for link in links:
         _link(link, given)
     if earlier:
-        for name in {*_TRAINING, _DISTRACTORS, truth} - made:
+        for name in {*_TRAINING, _DISTRACTORS} - made:
             (work.folder / name).unlink(missing_ok=True)
         if truth not in made and jpg.is_symlink():
+            (work.folder / truth).unlink(missing_ok=True)
             jpg.unlink()
 
 
 def _link(link: Path, folder: Path) -> None:
-    """A link to a folder (resolved); one that leads elsewhere, because the images have moved, leads there now."""
+    """A link to a folder (resolved); one that led elsewhere, before images moved, leads there now."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.resolve() == folder:
         return

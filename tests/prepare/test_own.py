@@ -277,8 +277,14 @@ def test_what_others_made_stays(tables):
     (folder / "gnd_mine.pkl").write_bytes(b"by hand")
     (folder / "jpg").symlink_to(tables / "from")
     (tables / "from" / "images.csv").write_text("path,role\nx/5.jpg,distractor\n")
+    (folder / "train_list.txt").write_text("by hand\n")
     prepare_table(_work(tables), 0.0, 0)
     assert (folder / "gnd_mine.pkl").read_bytes() == b"by hand" and (folder / "jpg").is_symlink()
+    assert _lines(folder / "train_list.txt") == ["by hand"]
+    (folder / "jpg").unlink()
+    (folder / "jpg").mkdir()            # not of ours, whose jpg are links
+    prepare_table(_work(tables), 0.0, 0)
+    assert (folder / "gnd_mine.pkl").read_bytes() == b"by hand" and (folder / "jpg").is_dir()
 
 
 def test_a_mistake_leaves_all_as_it_was(tables):
