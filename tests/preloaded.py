@@ -36,7 +36,8 @@ class Server:
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
-        self._process.stdin.close()
+        # Processes that were forked meanwhile may hold its input open: it would never see the end of it
+        self._process.kill()
         self._process.wait()
 
 
