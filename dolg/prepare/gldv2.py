@@ -1,5 +1,6 @@
 """Google Landmarks v2 (Weyand et al., CVPR 2020): lists of its training, index and test images."""
 import csv
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from dolg.prepare.lists import UNPACK_AGAIN, Prepared, held_out, present, write_
 from dolg.prepare.work import Unit, Work, as_it_is
 
 _ID = 16            # letters of an image's id
+_IDS = re.compile(f"[0-9A-Za-z]{{{_ID}}}( [0-9A-Za-z]{{{_ID}}})*")
 # Of index and test; training has train_clean or train
 _TABLES = {"index": ("index", "retrieval_solution_v2.1"),
            "test": ("test", "retrieval_solution_v2.1", "recognition_solution_v2.1")}
@@ -94,12 +96,11 @@ def read_clean(file: Path) -> tuple[np.ndarray, np.ndarray]:
     text, landmarks, counts = bytearray(), [], []
     for number, line in _lines(file, "landmark_id,images"):
         landmark, _, images = line.partition(",")
-        names = images.split()
-        if not landmark.isdecimal() or not names or not all(map(_is_id, names)):
+        if not landmark.isdecimal() or not _IDS.fullmatch(images):
             raise UserError(f"{file}, line {number}: not a landmark's number and ids of {_ID} letters")
-        text += "".join(names).encode()
+        text += images.replace(" ", "").encode()
         landmarks.append(int(landmark))
-        counts.append(len(names))
+        counts.append((len(images) + 1) // (_ID + 1))
     return np.frombuffer(text, f"S{_ID}"), np.repeat(np.array(landmarks, np.int64), counts)
 
 
