@@ -58,6 +58,7 @@ class DataSet:
 
 _VGG_TERMS = "photographs from Flickr, under Flickr's terms of use and VGG's terms of access"
 _RESEARCH = "non-commercial research and education only"
+_UNSTATED = "none comes with the files: read its page before you use it"
 _STANFORD_CARS = ("http://ai.stanford.edu/~jkrause/car196", "http://imagenet.stanford.edu/internal/car196")
 _IMAGENET = ("https://image-net.org/data/ILSVRC/2012",)
 _OXFORD = ("https://thor.robots.ox.ac.uk/oxbuildings", "https://www.robots.ox.ac.uk/~vgg/data/oxbuildings")
@@ -85,9 +86,9 @@ DATA_SETS = {dataset.name: dataset for dataset in (
             "none published with the files; photographs from eBay",
             {"training images": 59_551, "test images": 60_502}),
     DataSet("cub", "CUB-200-2011", "https://www.vision.caltech.edu/datasets/cub_200_2011/",
-            _RESEARCH, {"training images": 5_864, "test images": 5_924}),
+            _UNSTATED, {"training images": 5_864, "test images": 5_924}),
     DataSet("cars196", "Stanford Cars", "http://ai.stanford.edu/~jkrause/cars/car_dataset.html",
-            _RESEARCH, {"training images": 8_054, "test images": 8_131}),
+            _UNSTATED, {"training images": 8_054, "test images": 8_131}),
     DataSet("inshop", "In-shop Clothes Retrieval (DeepFashion)",
             "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html",
             _RESEARCH, {"training images": 25_882, "queries": 14_218, "gallery images": 12_612}),

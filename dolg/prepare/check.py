@@ -19,7 +19,7 @@ from dolg.files import file_digest, write_atomically
 from dolg.prepare.lists import name_digests
 
 REPORT = "check.json"
-_MAX_PIXELS = 250_000_000       # photographs of the distractors have up to 100 million
+_MAX_PIXELS = 100_000_000       # as extraction takes them by default (INFER.MAX_PIXELS)
 _TOGETHER = 64
 _BLOCK = 2 ** 16                # names that are strings at the same time
 _SHOWN = 20

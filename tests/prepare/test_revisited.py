@@ -189,6 +189,8 @@ def test_links_that_broke_are_made_again(tmp_path, oxford):
     prepared = prepare(_work("roxford5k", tmp_path, tmp_path / "moved"), "")
     assert prepared.variant == ORIGINAL
     assert (root / "roxford5k" / "jpg" / f"{names[0]}.jpg").read_bytes() == images[f"{names[0]}.jpg"]
+    # --from may hold the data set's own folder: its links are no second copy
+    assert prepare(_work("roxford5k", tmp_path, tmp_path), "") == prepared
 
 
 def test_archives_after_links_leave_what_was_linked(tmp_path, oxford):
