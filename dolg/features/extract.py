@@ -242,8 +242,12 @@ class Extractor:
     def next_table(self, images: Iterator[Decoded], count: int,
                    on_batch: Callable[[int], None] = lambda images: None) -> np.ndarray:
         """Descriptors (count,D) of the next `count` of decoded images; those that failed are NaN."""
-        result = self._chunk(iter(lambda: self._next(images), None), count, on_batch)
-        return result.global_table(self.dim)
+        return self.next_result(images, count, on_batch).global_table(self.dim)
+
+    def next_result(self, images: Iterator[Decoded], count: int,
+                    on_batch: Callable[[int], None] = lambda images: None) -> ChunkResult:
+        """All that is found of the next `count` of decoded images."""
+        return self._chunk(iter(lambda: self._next(images), None), count, on_batch)
 
     def decoded(self, source: ImageSource, order: Iterable[int]) -> Iterator[Decoded]:
         """The images of a source in an order, decoded by the worker processes."""

@@ -1,34 +1,20 @@
 """tools/infer.py's work: from a configuration to finished feature stores."""
-import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import nn
-
-import dolg
-from dolg.core.checkpoint import load_weights
-from dolg.core.distributed import device, is_main, processes_started
+from dolg.core.distributed import is_main, processes_started
 from dolg.core.logging import say
-from dolg.core.precision import PRECISIONS
-from dolg.core.saving import best_checkpoint, newest_checkpoint
-from dolg.data.loader import worker_count
 from dolg.data.manifest import data_record
 from dolg.errors import UserError
+from dolg.features.builders import build_extractor
 from dolg.features.claims import Claims
 from dolg.features.estimate import estimate
 from dolg.features.extract import Extractor
-from dolg.features.local import LocalSettings
 from dolg.features.progress import Progress
 from dolg.features.sources import ImageSource, images_of, revisited_set
 from dolg.features.store import FeatureStore, StoreWriter
-from dolg.files import file_digest
-from dolg.models import build_model
-from dolg.models.folding import fold_norms
-from dolg.search.whitening import Whitening
 from revisitop.stores import StoreError
 
 # Seconds between two looks at what other workers have done
@@ -42,7 +28,7 @@ def infer(cfg) -> None:
     when the stores are whole. Started again they compute the missing chunks only.
     """
     sources = _sources_of(cfg)
-    extractor, provenance = _build_extractor(cfg)
+    extractor, provenance = build_extractor(cfg)
     for name, source in sources.items():
         writer = _open_writer(cfg, extractor, name, source, provenance)
         if missing := writer.missing_chunks():
@@ -59,7 +45,7 @@ def infer(cfg) -> None:
 def estimate_all(cfg) -> None:
     """Say what time, memory and disk `infer` will take."""
     sources = _sources_of(cfg)
-    extractor, provenance = _build_extractor(cfg)
+    extractor, provenance = build_extractor(cfg)
     for name, source in sources.items():
         writer = _open_writer(cfg, extractor, name, source, provenance)
         workers = _worker(cfg)[1]
@@ -104,31 +90,6 @@ def _sources_of(cfg) -> dict[str, ImageSource]:
         raise UserError("nothing to extract: set INFER.DATASET (a set in the Revisited format) or "
                         "INFER.IMAGES (a folder or a list)")
     return sources
-
-
-def _build_extractor(cfg) -> tuple[Extractor, dict]:
-    """The extractor that `cfg` asks for, with its weights, and what the manifest says of it."""
-    model = build_model(cfg)
-    local = _local_settings(cfg, model)
-    weights = _weights_file(cfg)
-    say(load_weights(model, weights))
-    whitening = local_whitening = None
-    if cfg.INFER.WHITENING:
-        whitening = Whitening.load(cfg.INFER.WHITENING, model.dim)
-    if local and cfg.INFER.LOCAL_WHITENING:
-        local_whitening = Whitening.load(cfg.INFER.LOCAL_WHITENING, model.local_dim)
-    provenance = {**_settings(cfg), "weights_digest": file_digest(weights),
-                  "library": f"dolg {dolg.__version__}"}
-    place = device(cfg.DEVICE)
-    model = fold_norms(model.eval(), torch.rand(1, 3, 96, 96)).to(
-        place, memory_format=torch.channels_last)
-    workers = worker_count(cfg.DATA_LOADER.NUM_WORKERS,
-                           int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    extractor = Extractor(model, cfg.INFER.SCALES, PRECISIONS[cfg.PRECISION],
-                          cfg.INFER.BATCH_PIXELS, workers,
-                          cfg.INFER.MAX_PIXELS, cfg.INFER.STRICT, cfg.INFER.SIZE, local,
-                          whitening, local_whitening, pooling=cfg.INFER.SCALE_POOLING)
-    return extractor, provenance
 
 
 def _open_writer(cfg, extractor: Extractor, name: str, source: ImageSource,
@@ -190,53 +151,6 @@ def _chunks_to_do(writer: StoreWriter, claims: Claims, number: int, of: int) -> 
                 claims.release(chunk)
             else:
                 yield chunk
-
-
-def _weights_file(cfg) -> Path:
-    if cfg.TEST.WEIGHTS == "best":
-        return best_checkpoint(cfg.OUT_DIR)
-    if cfg.TEST.WEIGHTS:
-        return Path(cfg.TEST.WEIGHTS)
-    newest = newest_checkpoint(cfg.OUT_DIR)
-    if newest is None:
-        raise UserError(f"TEST.WEIGHTS is empty, and {cfg.OUT_DIR}/checkpoints holds no checkpoint: "
-                        "give the weights, or train first")
-    return newest
-
-
-def _local_settings(cfg, model: nn.Module) -> LocalSettings | None:
-    if not cfg.INFER.LOCAL:
-        return None
-    if not (hasattr(model, "forward_local") and model.local_dim):
-        raise UserError(f"INFER.LOCAL is True, but MODEL.ARCH {cfg.MODEL.ARCH} on this backbone has no "
-                        "attention to select local features by: take delg, dolg or gem")
-    return LocalSettings(tuple(cfg.INFER.LOCAL_SCALES), cfg.INFER.LOCAL_TOPK,
-                         cfg.INFER.LOCAL_THRESHOLD, cfg.INFER.LOCAL_OVERLAP,
-                         model.backbone.strides["stage3"])
-
-
-def _settings(cfg) -> dict:
-    """What, besides the weights, decides the descriptors."""
-    sections = {name: dict(cfg[name]) for name in ("MODEL", "INPUT", "TIMM", "RESNET")}
-    sections["INFER.SIZE"] = cfg.INFER.SIZE
-    sections["BN.EPS"] = cfg.BN.EPS
-    # The loss has no part in a descriptor, nor a reranker that is another model
-    aside = {"NUM_CLASSES"} if cfg.MODEL.ARCH == "rrt_sop" else {"NUM_CLASSES", "RRT"}
-    sections["MODEL"] = {key: value for key, value in sections["MODEL"].items() if key not in aside}
-    text = json.dumps(sections, sort_keys=True)
-    settings = {"scales": cfg.INFER.SCALES, "precision": cfg.PRECISION,
-                "model": f"{cfg.MODEL.ARCH} on {cfg.TIMM.NAME or f'ResNet-{cfg.MODEL.DEPTH}'}",
-                "config_digest": hashlib.sha256(text.encode()).hexdigest()}
-    if cfg.INFER.SCALE_POOLING != "mean":       # stores from before there was a choice stay valid
-        settings["scale_pooling"] = cfg.INFER.SCALE_POOLING
-    if cfg.INFER.WHITENING:
-        settings["whitening"] = file_digest(cfg.INFER.WHITENING)
-    if cfg.INFER.LOCAL and cfg.INFER.LOCAL_WHITENING:
-        settings["local_whitening"] = file_digest(cfg.INFER.LOCAL_WHITENING)
-    if cfg.INFER.LOCAL:
-        settings["local"] = {key.lower(): cfg.INFER[f"LOCAL_{key}"]
-                             for key in ("SCALES", "TOPK", "THRESHOLD", "OVERLAP")}
-    return settings
 
 
 def _report(path: Path) -> None:

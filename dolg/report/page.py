@@ -1,81 +1,115 @@
-"""The results page: one HTML file that needs no network and no JavaScript."""
+"""The report as HTML: one self-contained file, or a folder with the thumbnails beside the page.
+
+The page asks for nothing from a network. Its policy admits the one style and the one script that are
+in it, by their digests; names and figures are data, which the script reads.
+"""
 import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
-from dolg.report.results import PROTOCOLS, Report
-from dolg.report.thumbnails import Thumbnail, make_thumbnail
+from dolg.files import write_atomically
+from dolg.report import charts, curves, record
+from dolg.report.data import page_data, script_json, visible, wanted_thumbnails
+from dolg.report.results import Report
+from dolg.report.thumbnails import Thumbnail, Wanted, make_thumbnails
+from revisitop.record import queries_cropped
 
-QUERY_HEIGHT = 240  # pixels
-RESULT_HEIGHT = 120
+THUMBNAILS = "thumbnails"
+# Embedded thumbnails are read by the block
+BLOCK = 256
 
 
-def render_page(report: Report) -> str:
-    """The report as one self-contained HTML document.
+@dataclass(frozen=True)
+class _Tiles:
+    """The thumbnails of a page, each once: `names` of files, or else `blocks` of base64, BLOCK each;
+    `of`: number of each, or why there is none."""
 
-    Each distinct image is embedded once, as a CSS class, however often it is shown. Images that
-    cannot be read show as grey tiles with their name and the reason.
-    """
-    folder = Path(__file__).parent
+    of: Mapping[Wanted, int | str]
+    names: Sequence[str]
+    blocks: Sequence[Sequence[str]]
+
+
+def write_report(report: Report, output: Path) -> Path:
+    """Write OUTPUT.html with all in it or, where `output` has no such ending, OUTPUT/index.html and
+    OUTPUT/thumbnails/*.jpg, of which those already there are reused. Returns the page's path."""
+    alone = output.suffix.lower() in (".html", ".htm")
+    page = output if alone else output / "index.html"
+    html = render_page(report, None if alone else output / THUMBNAILS)
+    write_atomically(page, html.encode("utf-8", "backslashreplace"))
+    return page
+
+
+def render_page(report: Report, folder: Path | None = None) -> str:
+    """The report as one HTML document, with its thumbnails in it or in `folder`."""
+    queries, images = wanted_thumbnails(report)
+    wanted = [*(part for pair in queries for part in pair if part), *images.values()]
+    thumbnails = make_thumbnails(wanted, folder)
+    tiles = _tiles(thumbnails)
+    data = page_data(report, thumbnails, tiles.of, queries, images)
+    data["files"] = [f"{THUMBNAILS}/{name}" for name in tiles.names]
+    data["block"] = BLOCK
+    data["cropped"] = queries_cropped(report.methods[0].evaluation) is not False
+    here = Path(__file__).parent
+    style, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return _template(here).render(
+        report=report, style=style, script=script, style_digest=_digest(style),
+        script_digest=_digest(script), images="'self' file:" if folder else "data:",
+        data=script_json(data), blocks=tiles.blocks, charts=charts, record=record,
+        figures=_figures(report), **_spread(report))
+
+
+def _template(folder: Path) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(percent=_percent, change=_change)
-    template = environment.get_template("page.html.j2")
-    thumbnails = {path: make_thumbnail(path, height) for path, height in _heights(report).items()}
-    classes, styles = _image_classes(thumbnails)
-    return template.render(
-        report=report, queries=sort_worst_first(report), protocols=PROTOCOLS,
-        thumbnails=thumbnails, classes=classes, styles=styles, crop=_crop,
-    )
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, finalize=_finalize)
+    environment.filters.update(percent=_percent, points=_points)
+    return environment.get_template("page.html.j2")
 
 
-def sort_worst_first(report: Report) -> list:
-    """The queries by the Medium AP of the last method, lowest first; those without AP go last."""
-    method = report.methods[-1].name
-
-    def key(query):
-        ap = query.ap[method]["medium"]
-        return (ap is None, ap or 0.0)
-    return sorted(report.queries, key=key)
-
-
-def _heights(report: Report) -> dict[Path, int]:
-    """Every image on the page with the height in pixels that it needs."""
-    heights = {query.image: QUERY_HEIGHT for query in report.queries}
-    for query in report.queries:
-        for hits in query.hits.values():
-            for hit in hits:
-                heights.setdefault(hit.image, RESULT_HEIGHT)
-    return heights
+def _tiles(thumbnails: Mapping[Wanted, Thumbnail]) -> _Tiles:
+    """Equal thumbnails share one number."""
+    numbers: dict[str | bytes, int] = {}
+    of = {wanted: thumbnail.problem or numbers.setdefault(thumbnail.file or thumbnail.jpeg, len(numbers))
+          for wanted, thumbnail in thumbnails.items()}
+    names = [key for key in numbers if isinstance(key, str)]
+    encoded = [base64.b64encode(key).decode("ascii") for key in numbers if isinstance(key, bytes)]
+    return _Tiles(of, names, [encoded[i:i + BLOCK] for i in range(0, len(encoded), BLOCK)])
 
 
-def _image_classes(thumbnails: dict[Path, Thumbnail]) -> tuple[dict[Path, str], dict[str, str]]:
-    """A CSS class for each readable image, and its base64 data; equal bytes share one."""
-    by_jpeg: dict[bytes, str] = {}
-    classes = {path: by_jpeg.setdefault(thumbnail.jpeg, f"image-{len(by_jpeg)}")
-               for path, thumbnail in thumbnails.items() if thumbnail.jpeg}
-    styles = {name: base64.b64encode(jpeg).decode("ascii") for jpeg, name in by_jpeg.items()}
-    return classes, styles
+def _figures(report: Report) -> dict[str, dict[str, curves.Figure]]:
+    """Method -> protocol -> mAP and its change."""
+    first = report.methods[0]
+    return {method.name: {protocol: curves.map_figure(method, first, protocol)
+                          for protocol in report.protocols} for method in report.methods}
 
 
-def _crop(box: tuple[float, float, float, float], thumbnail: Thumbnail) -> str:
-    """CSS that puts the box (x1, y1, x2, y2, pixels of the original) over the thumbnail."""
-    width, height = thumbnail.source_width, thumbnail.source_height
-    x1, x2 = (min(max(x / width, 0), 1) * 100 for x in (box[0], box[2]))
-    y1, y2 = (min(max(y / height, 0), 1) * 100 for y in (box[1], box[3]))
-    return f"left:{x1:.2f}%;top:{y1:.2f}%;width:{x2 - x1:.2f}%;height:{y2 - y1:.2f}%"
+def _spread(report: Report) -> dict[str, object]:
+    """The distributions of AP by method and protocol, and how many queries the largest bin has."""
+    found = {method.name: {protocol: curves.distribution(method.aps(protocol))
+                           for protocol in report.protocols} for method in report.methods}
+    counts = [count for spreads in found.values() for spread in spreads.values()
+              for count in spread.counts]
+    return {"distributions": found, "most": max(counts, default=1) or 1}
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def _finalize(value: object) -> object:
+    """Text of the template as it can be written."""
+    return visible(value) if type(value) is str else value
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
-def _change(value: float | None, base: float | None, digits: int = 1) -> str:
-    """The difference in points with its sign; empty where one of the two is missing."""
-    if value is None or base is None:
-        return ""
-    text = f"{100 * (value - base):+.{digits}f}"
+def _points(value: float, digits: int = 1) -> str:
+    """A difference in points with its sign."""
+    text = f"{100 * value:+.{digits}f}"
     return "±" + text[1:] if float(text) == 0 else text.replace("-", "−")

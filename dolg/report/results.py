@@ -1,50 +1,46 @@
-"""What a report shows, as plain data, and how it is gathered from files."""
-import itertools
-from collections.abc import Sequence
+"""What a report shows, as plain data, and the results it is made of."""
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from dolg.errors import UserError
-from dolg.report.thumbnails import find_image
-from dolg.search.exact import top_k
-from revisitop.groundtruth import GroundTruth, GroundTruthError, load_ground_truth
+from dolg.report.training import TrainingLog
 from revisitop.record import (
-    ResultError, check_comparable, differences, load_result, map_heading,
+    ResultError, check_comparable, differences, load_result, map_heading, queries_cropped,
 )
-from revisitop.stores import Store, StoreError
-
-PROTOCOLS = ("easy", "medium", "hard")
 
 
 @dataclass(frozen=True)
-class Hit:
-    """One database image in the results of a query; `label` is easy, hard, junk or negative."""
+class Image:
+    """A database image as the page names it, and the file it lies in, which may not exist."""
 
     name: str
-    image: Path
-    score: float
-    label: str
+    path: Path
     distractor: bool = False
 
 
 @dataclass(frozen=True)
-class Query:
-    """One query: its image, its box (x1, y1, x2, y2 in pixels), and how each method did.
+class Hit:
+    """One place in the results of a query; `label` is easy, hard, ok, junk or negative."""
 
-    counts: how many database images are easy, hard and junk for it.
-    ap: method name -> protocol -> 0..1, or None where the protocol has no positive for it.
-    hits: method name -> its first results, best first; methods without stores are absent.
+    image: Image
+    score: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query: its image, its box (x1, y1, x2, y2 in pixels) or None, and what was found.
+
+    counts: label -> how many database images have it for this query.
+    hits: method name -> its first results, best first; methods without lists are absent.
     """
 
-    index: int
     name: str
-    image: Path
+    path: Path
     box: tuple[float, float, float, float] | None
-    counts: dict[str, int]
-    ap: dict[str, dict[str, float | None]]
-    hits: dict[str, list[Hit]] = field(default_factory=dict)
+    counts: Mapping[str, int]
+    hits: Mapping[str, Sequence[Hit]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,24 +48,41 @@ class Method:
     """One row of the table: what revisitop/evaluate.py wrote, under a name.
 
     differs: how its protocol differs from the first method's, in words; empty where it does not.
+    reranked: its lists are another's, reranked: they show what a search without labels would.
+    reasons: image name -> why its extraction failed, as far as the stores could be asked.
     """
 
     name: str
-    evaluation: dict
+    evaluation: Mapping
     differs: str = ""
+    reranked: bool = False
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, protocol: str, metric: str) -> float | None:
         """mAP, mP@1, mP@5 or mP@10 in 0..1; None where it is not defined."""
         return self.evaluation["protocols"][protocol].get(metric)
 
+    def aps(self, protocol: str) -> Sequence[float | None]:
+        """AP per query, None where the protocol has no positive for it."""
+        return self.evaluation["protocols"][protocol]["ap"]
+
+    def ranks(self, protocol: str) -> Sequence[Sequence[int] | None] | None:
+        """Per query the places of its positives, from 0 and junk left out; None where the result
+        does not have them."""
+        return self.evaluation["protocols"][protocol].get("ranks")
+
+    def failed(self, kind: str) -> Sequence[str]:
+        """Names of the `kind` ("query", "database") of images whose extraction failed."""
+        return self.evaluation.get("failed", {}).get(kind, [])
+
     def detail(self) -> str:
-        """What was searched, where the evaluation says so, and what is unusual in its protocol."""
+        """What was searched, as far as the result says, and what is unusual in its protocol."""
         counts = [(self.evaluation.get(key), unit) for key, unit in
                   (("database", "images"), ("distractors", "distractors"))]
         parts = [f"{count:,} {unit}" for count, unit in counts
                  if isinstance(count, int) and count > 0]
-        if "protocol" in self.evaluation and (heading := map_heading([self.evaluation])) != "mAP":
-            parts.append(heading)
+        if queries_cropped(self.evaluation) is False:
+            parts.append("queries not cropped")
         if self.differs:
             parts.append(f"differs from the first in {self.differs}")
         return ", ".join(parts)
@@ -77,181 +90,111 @@ class Method:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows. The first method is the one others are compared with."""
+    """All that the page shows. The first method is the one others are compared with.
+
+    queries: none where the ground truth is not known. notes: what could not be shown, and why.
+    """
 
     dataset: str
     methods: Sequence[Method]
-    queries: Sequence[Query]
+    queries: Sequence[Query] = ()
+    training: Sequence[TrainingLog] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def protocols(self) -> list[str]:
+        """Those of all methods, in order."""
+        return list(self.methods[0].evaluation["protocols"])
+
+    @property
+    def heading(self) -> str:
+        """What mAP is called: it says so where queries were not cropped."""
+        return map_heading([method.evaluation for method in self.methods])
 
 
-@dataclass(frozen=True)
-class Stores:
-    """The descriptors behind a method: stores as revisitop.stores.Store opens them."""
-
-    query: Store
-    database: Store
-    distractors: Sequence[Store] = ()
-
-
-@dataclass(frozen=True)
-class ImageFolders:
-    """Where the images of the benchmark and, if elsewhere, those of the distractors lie."""
-
-    benchmark: Path
-    distractors: Path | None = None
-
-    def check(self) -> None:
-        """Raise UserError for a folder that is not there."""
-        for folder in filter(None, (self.benchmark, self.distractors)):
-            if not folder.is_dir():
-                raise UserError(f"{folder} is not a folder of images")
-
-    def find(self, name: str, distractor: bool = False) -> Path:
-        """The path of an image, which may not exist."""
-        return find_image((distractor and self.distractors) or self.benchmark, name)
-
-
-def summarise(evaluations: dict[str, dict]) -> Report:
-    """A report of the table alone, for want of a ground truth: method name -> evaluation."""
-    methods = _methods(evaluations)
-    return Report(str(methods[0].evaluation.get("dataset", "an unnamed data set")), methods, [])
-
-
-def gather_report(
-    evaluations: dict[str, dict], ground_truth: GroundTruth, stores: dict[str, Stores],
-    folders: ImageFolders, top: int = 10,
-) -> Report:
-    """Put together what the page shows: method name -> evaluation, method name -> stores.
-
-    Only the methods in `stores` show their first `top` results. Raises UserError for folders that
-    are not there, for `top` < 1, and for stores that do not hold the images of the ground truth,
-    in its order.
-    """
-    folders.check()
-    if top < 1:
-        raise UserError(f"asked for the first {top} results of each query; give 1 or more")
-    hits = {method: _hits(ground_truth, stores[method], folders, top) for method in stores}
-    queries = []
-    for q, name in enumerate(ground_truth.queries):
-        ap = {method: {protocol: evaluation["protocols"][protocol]["ap"][q]
-                       for protocol in PROTOCOLS} for method, evaluation in evaluations.items()}
-        counts = {label: len(indexes) for label, indexes in _labelled(ground_truth, q).items()}
-        queries.append(Query(q, name, folders.find(name), ground_truth.boxes[q], counts, ap,
-                             {method: hits[method][q] for method in hits}))
-    return Report(ground_truth.name, _methods(evaluations), queries)
-
-
-def _methods(evaluations: dict[str, dict]) -> list[Method]:
+def methods_of(evaluations: Mapping[str, Mapping], reranked: Sequence[str] = (),
+               reasons: Mapping[str, Mapping[str, str]] | None = None) -> list[Method]:
+    """The methods of evaluations by name; `reasons` by method."""
     first = next(iter(evaluations.values()))
-    return [Method(name, evaluation, "; ".join(differences(first, evaluation)))
-            for name, evaluation in evaluations.items()]
+    return [Method(name, evaluation, "; ".join(differences(first, evaluation)), name in reranked,
+                   (reasons or {}).get(name, {})) for name, evaluation in evaluations.items()]
 
 
-def _hits(
-    ground_truth: GroundTruth, stores: Stores, folders: ImageFolders, top: int
-) -> list[list[Hit]]:
-    """The first results of every query; none for a query whose image failed."""
-    _check_names(stores.query, ground_truth.queries, "queries")
-    _check_names(stores.database, ground_truth.images, "database images")
-    queries = np.concatenate([np.asarray(chunk) for chunk in stores.query.chunks()])
-    usable = np.flatnonzero(np.isfinite(queries).all(axis=1))
-    searched = (stores.database, *stores.distractors)
-    chunks = itertools.chain.from_iterable(store.chunks() for store in searched)
-    scores, indexes = top_k(queries[usable], chunks, top)
-    names = list(itertools.chain.from_iterable(store.names for store in searched))
-    hits: list[list[Hit]] = [[] for _ in ground_truth.queries]
-    for row, q in enumerate(usable):
-        label_of = {int(i): label for label, found in _labelled(ground_truth, q).items()
-                    for i in found}
-        for score, index in zip(scores[row].tolist(), indexes[row].tolist()):
-            distractor = index >= len(ground_truth.images)
-            image = folders.find(names[index], distractor)
-            label = label_of.get(index, "negative")
-            hits[q].append(Hit(names[index], image, score, label, distractor))
-    return hits
+def named_results(results: Sequence[str], pairs: Sequence[Sequence[str]] = ()) -> dict[str, Path]:
+    """Name -> file of RESULT.json or NAME=RESULT.json, and of (NAME, FILE) pairs after them.
 
-
-def _labelled(ground_truth: GroundTruth, q: int) -> dict[str, Sequence[int]]:
-    """Database indexes of query `q` by label; all others are negatives."""
-    return {"easy": ground_truth.easy[q], "hard": ground_truth.hard[q],
-            "junk": ground_truth.junk[q]}
-
-
-def _check_names(store: Store, names: Sequence[str], what: str) -> None:
-    """A store must hold exactly the images of the ground truth, in its order."""
-    if len(store.names) != len(names):
-        raise UserError(f"store {store.path} holds {len(store.names)} images, the ground truth "
-                        f"has {len(names)} {what}")
-    for i, (found, expected) in enumerate(zip(store.names, names)):
-        if found != expected:
-            raise UserError(f"store {store.path} has {found!r} as image {i}, the ground truth's "
-                            f"{what} have {expected!r} there")
-
-
-def open_ground_truth(path: Path) -> GroundTruth:
-    """The ground-truth file at `path`; UserError if it cannot be read."""
-    try:
-        return load_ground_truth(path)
-    except GroundTruthError as error:
-        raise UserError(str(error)) from error
-
-
-def open_stores(groups: Sequence[Sequence[str]], methods: Sequence[str]) -> dict[str, Stores]:
-    """Open groups of NAME QUERY DATABASE [DISTRACTORS ...]; each NAME must be in `methods`."""
-    opened = {}
-    for name, *paths in groups:
-        if name not in methods:
-            raise UserError(f"stores are given for {name!r}, which is no result; results are: "
-                            + ", ".join(methods))
-        if name in opened:
-            raise UserError(f"stores are given twice for {name!r}")
-        if len(paths) < 2:
-            raise UserError(f"stores of {name!r} need a QUERY and a DATABASE store, given: "
-                            + (" ".join(paths) or "nothing"))
-        try:
-            query, database, *distractors = (Store(path) for path in paths)
-        except StoreError as error:
-            raise UserError(str(error)) from error
-        opened[name] = Stores(query, database, distractors)
-    return opened
+    Raises UserError for a name given twice, and where there is none at all.
+    """
+    named: dict[str, Path] = {}
+    for name, path in [*map(_split, results), *((name, Path(path)) for name, path in pairs)]:
+        if name in named:
+            raise UserError(f"two results are called {name!r} ({named[name]} and {path}); give each "
+                            "its own name: NAME=RESULT.json")
+        named[name] = path
+    if not named:
+        raise UserError("there is no result to show: give what revisitop/evaluate.py --json wrote")
+    return named
 
 
 def load_evaluations(
-    pairs: Sequence[tuple[str, Path]], queries: int | None = None, across: bool = False,
+    named: Mapping[str, Path], queries: int | None = None, across: bool = False,
 ) -> dict[str, dict]:
-    """The evaluation of each (name, file), in the order given; checked as load_evaluation does.
+    """The evaluation of each name, in order, checked.
 
-    Raises UserError also for a name given twice and, unless `across`, for evaluations of different
+    queries: how many the ground truth has. Raises UserError for a file that is missing or no such
+    result, for other protocols than the first's, and, unless `across`, for evaluations of different
     data sets, or made by protocols that differ.
     """
     evaluations: dict[str, dict] = {}
-    for name, path in pairs:
-        if name in evaluations:
-            raise UserError(f"two results are called {name!r}; give each its own name")
-        evaluations[name] = load_evaluation(path, queries)
+    for name, path in named.items():
+        required = tuple(next(iter(evaluations.values()))["protocols"]) if evaluations else ()
+        evaluations[name] = load_evaluation(path, required, queries)
     if not across:
         _check_comparable(evaluations)
     return evaluations
 
 
-def _check_comparable(evaluations: dict[str, dict]) -> None:
+def load_evaluation(
+    path: Path, protocols: Sequence[str] = (), queries: int | None = None,
+) -> dict:
+    """The JSON that revisitop/evaluate.py wrote, checked; UserError where it is not such a result."""
+    try:
+        result = load_result(path, protocols, queries)
+    except ResultError as error:
+        raise UserError(str(error)) from None
+    for name, figures in result["protocols"].items():
+        if not _are_ranks(figures.get("ranks"), len(figures["ap"])):
+            raise UserError(f'{path}: "ranks" of protocol "{name}" are not a list of ascending '
+                            "places for each query")
+    return result
+
+
+def _are_ranks(ranks: object, queries: int) -> bool:
+    """Whether these are ascending places per query, or nothing at all, as in older results."""
+    if ranks is None:
+        return True
+    return isinstance(ranks, list) and len(ranks) == queries and all(
+        places is None or (
+            isinstance(places, list) and all(type(place) is int for place in places)
+            and all(a < b for a, b in zip([-1, *places], places)))
+        for places in ranks)
+
+
+def _split(result: str) -> tuple[str, Path]:
+    """Name and path of RESULT.json or NAME=RESULT.json."""
+    name, equals, path = result.partition("=")
+    if equals and name and path and not Path(result).exists():
+        return name, Path(path)
+    return Path(result).stem, Path(result)
+
+
+def _check_comparable(evaluations: Mapping[str, Mapping]) -> None:
     datasets = {name: evaluation.get("dataset") for name, evaluation in evaluations.items()}
     if len(set(map(str, datasets.values()))) > 1:
         raise UserError("results of different data sets cannot be compared: " + ", ".join(
-            f"{name} is of {dataset}" for name, dataset in datasets.items()))
+            f"{name} is of {dataset}" for name, dataset in datasets.items())
+            + " (--across compares them all the same)")
     try:
         check_comparable(evaluations)
-    except ResultError as error:
-        raise UserError(str(error)) from None
-
-
-def load_evaluation(path: Path, queries: int | None = None) -> dict:
-    """The JSON that revisitop/evaluate.py wrote, checked.
-
-    queries: how many the ground truth has. Raises UserError for a file that is missing or not
-    such a result, and where its lists of AP have another length than `queries`.
-    """
-    try:
-        return load_result(path, PROTOCOLS, queries)
     except ResultError as error:
         raise UserError(str(error)) from None

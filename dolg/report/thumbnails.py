@@ -1,20 +1,43 @@
-"""Small JPEG copies of images, for embedding in a page."""
+"""Small JPEG copies of photographs, made once."""
+import hashlib
 import io
-from dataclasses import dataclass
+import json
+import os
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
-# A panorama is cut to this many times its height in width, or it would outweigh all the rest.
+# A panorama is shrunk to this many times its height in width, or it would outweigh all the rest
 MAX_ASPECT = 4
+QUALITY = 75
+# Threads: Pillow decodes, shrinks and writes outside the interpreter's lock
+MOST_THREADS = 16
+_JPEG_END = b"\xff\xd9"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A small copy that the page needs: of which photograph, how high at most (pixels), and of which
+    part (x1, y1, x2, y2 in pixels, corners cut to whole ones) or None for all."""
+
+    path: Path
+    height: int
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small JPEG; or, where the image cannot be read, no bytes and the reason why."""
+    """A small JPEG, as bytes or as the name of a file; or, where the photograph cannot be read,
+    neither and the reason why. `source_width` and `source_height` are the upright original's."""
 
     jpeg: bytes = b""
+    file: str = ""
     width: int = 0
     height: int = 0
     source_width: int = 0
@@ -28,18 +51,33 @@ def find_image(folder: Path, name: str) -> Path:
     return Path(folder) / (name if is_file_name else f"{name}.jpg")
 
 
-def make_thumbnail(path: Path, height: int, quality: int = 75) -> Thumbnail:
-    """A JPEG copy of the image at `path`, `height` pixels high at most, upright (EXIF).
+def make_thumbnails(wanted: Iterable[Wanted], folder: Path | None = None) -> dict[Wanted, Thumbnail]:
+    """All of them, several at a time; with `folder` as files there, those that are there reused."""
+    wanted = list(dict.fromkeys(wanted))
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
 
-    `source_width` and `source_height` are the pixels of the upright original. Any failure to
-    read the image gives a Thumbnail with a `problem`: one bad image must not stop a report.
+    def make(one: Wanted) -> Thumbnail:
+        return _kept(one, folder) if folder else make_thumbnail(one)
+
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        return dict(zip(wanted, tqdm(pool.map(make, wanted), "thumbnails", len(wanted), unit="image",
+                                     leave=False, disable=None)))
+
+
+def make_thumbnail(wanted: Wanted) -> Thumbnail:
+    """A JPEG copy, upright (EXIF), whose comment tells the original's size.
+
+    Any failure to read the photograph gives a Thumbnail with a `problem`: one bad image must not
+    stop a report.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(wanted.path) as image:
             ImageOps.exif_transpose(image, in_place=True)
             source = image.size
-            image.thumbnail((MAX_ASPECT * height, height), Image.Resampling.LANCZOS)
-            small = image.convert("RGB")
+            part = image.crop(_inside(wanted.box, source)) if wanted.box else image
+            part.thumbnail((MAX_ASPECT * wanted.height, wanted.height), Image.Resampling.LANCZOS)
+            small = part.convert("RGB")
     except FileNotFoundError:
         return Thumbnail(problem="no such file")
     except Image.DecompressionBombError:
@@ -47,8 +85,53 @@ def make_thumbnail(path: Path, height: int, quality: int = 75) -> Thumbnail:
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's three ways to refuse a file
         return Thumbnail(problem=_reason(error))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=quality, optimize=True)
-    return Thumbnail(buffer.getvalue(), *small.size, *source)
+    small.save(buffer, "JPEG", quality=QUALITY, optimize=True, comment=json.dumps(source))
+    return Thumbnail(buffer.getvalue(), "", *small.size, *source)
+
+
+def _kept(wanted: Wanted, folder: Path) -> Thumbnail:
+    """As a file in `folder`, named after the photograph's path, size and time of change."""
+    try:
+        status = os.stat(wanted.path)
+    except (OSError, ValueError):
+        return make_thumbnail(wanted)       # it says what is wrong
+    key = [os.path.abspath(wanted.path), status.st_size, status.st_mtime_ns, wanted.height, wanted.box,
+           QUALITY]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16] + ".jpg"
+    if there := _reuse(folder / name):
+        return there
+    made = make_thumbnail(wanted)
+    if made.problem:
+        return made
+    temporary = folder / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
+    try:
+        temporary.write_bytes(made.jpeg)
+        os.replace(temporary, folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return replace(made, jpeg=b"", file=name)
+
+
+def _reuse(path: Path) -> Thumbnail | None:
+    """A thumbnail that an earlier report has left, if it is whole. (Not forced to disk when it was
+    written, it may be cut off after a power failure.)"""
+    try:
+        content = path.read_bytes()
+        if not content.endswith(_JPEG_END):
+            return None
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = json.loads(image.info["comment"])
+            return Thumbnail(b"", path.name, *image.size, int(width), int(height))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _inside(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, ...]:
+    """Corners as whole pixels that lie in the image, with one pixel between them at least."""
+    x1, y1 = (min(max(int(value), 0), most - 1) for value, most in zip(box[:2], size))
+    x2, y2 = (min(max(int(value), low + 1), most)
+              for value, low, most in zip(box[2:], (x1, y1), size))
+    return x1, y1, x2, y2
 
 
 def _reason(error: Exception) -> str:

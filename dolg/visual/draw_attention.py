@@ -1,0 +1,98 @@
+"""The picture of attention: each image with its maps over it, kind below kind, scale beside scale."""
+from collections.abc import Sequence
+from itertools import groupby
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from dolg.visual.attention import AttentionMap
+from dolg.visual.drawing import (
+    INK, MARGIN, PALE, SMALL, TEXT, WIDTH, Sheet, colour_bar, overlaid, show, shortened,
+)
+from dolg.visual.photographs import Photograph, shrunk
+
+# Of a panel, in pixels: more than it has on paper
+_LONGEST = 640
+_HEAD, _FOOT, _GAP, _BAR = 0.26, 0.2, 0.08, 0.62
+# A panel is no narrower, and no higher than so many times its width
+_NARROWEST, _HIGHEST = 1.35, 1.4
+
+
+def draw_attention(images: Sequence[tuple[Photograph, Sequence[AttentionMap]]]) -> Figure:
+    """A row for each image and kind of its maps: the photograph (with its box), then the part that the
+    network sees, in grey, under the map of each scale. The scales of a row have one range of colours."""
+    rows = [(photo, title, list(maps), number == 0) for photo, all_maps in images
+            for number, (title, maps) in enumerate(groupby(all_maps, key=lambda one: one.title))]
+    columns = 1 + max(len(maps) for _, _, maps, _ in rows)
+    width = max((WIDTH - 2 * MARGIN - _BAR) / columns - _GAP, _NARROWEST)
+    heights = [_height(photo, width) for photo, _, _, _ in rows]
+    sheet = Sheet(2 * MARGIN + _BAR + columns * (width + _GAP),
+                  MARGIN + sum(height + _HEAD + _FOOT + _GAP for height in heights))
+    top = MARGIN
+    for (photo, title, maps, is_first), height in zip(rows, heights):
+        _draw_row(sheet, top, (width, height), photo, title, maps, is_first)
+        top += height + _HEAD + _FOOT + _GAP
+    return sheet.figure
+
+
+def _height(photo: Photograph, width: float) -> float:
+    """Of a row of panels: what the photograph's part takes."""
+    return width * min(photo.height / photo.width, _HIGHEST)
+
+
+def _draw_row(sheet: Sheet, top: float, panel: tuple[float, float], photo: Photograph, title: str,
+              maps: Sequence[AttentionMap], is_first: bool) -> None:
+    width, height = panel
+    low, high, times = colour_range(maps)
+    left = MARGIN + width + _GAP
+    sheet.text(left, top, title + times, TEXT, INK)
+    if is_first:
+        sheet.text(MARGIN, top, shortened(photo.name, int(width * 15)), TEXT, INK, weight="bold")
+        _draw_photograph(sheet, (MARGIN, top + _HEAD), panel, photo)
+    part = shrunk(photo.part, _LONGEST)
+    for one in maps:
+        values = one.values * (one.values.size if times else 1)
+        place = _fitted((left, top + _HEAD), panel, part.shape[1] / part.shape[0])
+        show(sheet.axes(*place), overlaid(part, values, low, high))
+        rows, cells = one.values.shape
+        sheet.text(left, top + _HEAD + height + 0.04, f"scale {one.scale:g}  ·  {cells} × {rows} cells", SMALL,
+                   PALE)
+        left += width + _GAP
+    colour_bar(sheet.axes(left + 0.02, top + _HEAD, 0.1, height), low, high)
+
+
+def _draw_photograph(sheet: Sheet, corner: tuple[float, float], panel: tuple[float, float],
+                     photo: Photograph) -> None:
+    height, width = photo.pixels.shape[:2]
+    axes = sheet.axes(*_fitted(corner, panel, width / height))
+    small = shrunk(photo.pixels, _LONGEST)
+    show(axes, small)
+    size = f"{width} × {height} pixels"
+    if photo.is_cut:
+        factor = small.shape[1] / width
+        corner_ = photo.left * factor - 0.5, photo.top * factor - 0.5
+        for colour, line in (("black", 2.6), ("#ffd23f", 1.4)):
+            axes.add_patch(Rectangle(corner_, photo.width * factor, photo.height * factor, fill=False,
+                                     edgecolor=colour, linewidth=line))
+        size += f", box {photo.width} × {photo.height}"
+    sheet.text(corner[0], corner[1] + panel[1] + 0.04, size, SMALL, PALE)
+
+
+def _fitted(corner: tuple[float, float], panel: tuple[float, float],
+            aspect: float) -> tuple[float, float, float, float]:
+    """(left, top, width, height) of an image of an aspect (width over height) in the middle of a panel."""
+    width = min(panel[0], panel[1] * aspect)
+    height = width / aspect
+    return corner[0] + (panel[0] - width) / 2, corner[1] + (panel[1] - height) / 2, width, height
+
+
+def colour_range(maps: Sequence[AttentionMap]) -> tuple[float, float, str]:
+    """The least and the largest value that colours are for, and what is to be said of shares.
+
+    Maps of several scales have different numbers of cells: shares are shown as multiples of an even one.
+    """
+    is_share = maps[0].kind == "share"
+    values = [one.values * (one.values.size if is_share else 1) for one in maps]
+    low = min(float(value.min()) for value in values)
+    return (low if maps[0].kind == "orthogonal" else min(0.0, low), max(float(value.max()) for value in values),
+            ", times an even share" if is_share else "")

@@ -1,0 +1,53 @@
+"""The picture of matches: two images, their local features, and the matches that agree."""
+import numpy as np
+from matplotlib.figure import Figure
+
+from dolg.visual.draw_pair import DARK, PairSheet, corners_of
+from dolg.visual.matches import MatchedPair, projected_outline
+from dolg.visual.photographs import Photograph
+
+INLIER, OUTLIER, OUTLINE = "#ffd23f", "#ffffff", "#56b4e9"
+
+
+def draw_matches(query: Photograph, candidate: Photograph, found: MatchedPair) -> Figure:
+    """All local features as small dots, matches faint, inliers clear, and where the query's outline (or
+    its box's) lies in the candidate."""
+    pair, corners = found.pair, corners_of(query)
+    outline = projected_outline(found, (*corners[0], *corners[2]))
+    sheet = PairSheet(query, candidate, _title(found), _legend(found, outline is not None))
+    for side, xy in enumerate((found.query_xy, found.candidate_xy)):
+        sheet.discs(side, xy, 1.2, OUTLIER, opacity=0.55)
+    outliers = ~pair.inliers
+    sheet.lines(pair.query_xy[outliers], pair.candidate_xy[outliers], OUTLIER, 0.5, 0.28)
+    if outline is not None:
+        sheet.outline(1, outline, OUTLINE)
+    ends = pair.query_xy[pair.inliers], pair.candidate_xy[pair.inliers]
+    sheet.lines(*ends, INLIER, 0.8, 0.9, cased=True)
+    for side, xy in enumerate(ends):
+        sheet.discs(side, xy, 9, INLIER, edge=DARK)
+    return sheet.sheet.figure
+
+
+def _title(found: MatchedPair) -> str:
+    if found.pair.matrix is None:
+        return f"no {found.model} explains these matches: score 0"
+    return f"{count(found.inliers, 'match', 'matches')} agree on one {found.model}"
+
+
+def _legend(found: MatchedPair, has_outline: bool) -> list[tuple[str, dict]]:
+    dot = {"linestyle": "", "marker": "o"}
+    entries = [
+        (f"{count(found.inliers, 'inlier')}", {"color": INLIER, "linewidth": 1.6, "marker": "o",
+                                              "markersize": 4, "markeredgecolor": DARK, "markeredgewidth": 0.5}),
+        (f"{count(int(np.sum(~found.pair.inliers)), 'other match', 'other matches')}",
+         {"color": "#bdbdbd", "linewidth": 0.9}),
+        (f"{len(found.query_xy)} and {len(found.candidate_xy)} local features",
+         {**dot, "color": "#bdbdbd", "markersize": 2.5})]
+    if has_outline:
+        entries.append(("the first image's outline in the second", {"color": OUTLINE, "linewidth": 1.6}))
+    return entries
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """"1 inlier", "2 inliers"."""
+    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,64 @@
+"""Labels of a store's images, for colours: of a ground truth, or of an image list."""
+from collections.abc import Sequence
+from os.path import commonprefix
+from pathlib import Path
+
+import numpy as np
+
+from dolg.data.image_list import read_image_list
+from dolg.errors import UserError
+from revisitop import GroundTruth, load_ground_truth
+
+
+def labels_by_name(gnd: Path | None, list_file: Path | None) -> dict[str, str]:
+    """Image name -> label, by a ground truth (see `landmarks_of`) or a list of 'path label' lines, paths
+    relative to its folder; nothing where neither is given."""
+    if gnd and list_file:
+        raise UserError("--gnd and --list both say what is what: give one")
+    if gnd:
+        return landmarks_of(load_ground_truth(gnd))
+    if not list_file:
+        return {}
+    listed = read_image_list(list_file)
+    return {Path(listed.name(index)).relative_to(list_file.parent).as_posix(): str(label)
+            for index, label in enumerate(listed.labels.tolist())}
+
+
+def landmarks_of(truth: GroundTruth) -> dict[str, str]:
+    """Image name -> landmark. Queries that share a positive show one landmark, as do all their positives;
+    it is called by what the queries' names begin with alike. What is nobody's positive is in no landmark."""
+    groups = _joined([{("query", row), *(("image", int(i)) for i in _positives(entry))}
+                      for row, entry in enumerate(truth.labels)])
+    found = {}
+    for group in groups:
+        name = _called([truth.queries[row] for kind, row in sorted(group) if kind == "query"])
+        while name in found.values():
+            name += "'"
+        for kind, row in group:
+            found[truth.queries[row] if kind == "query" else truth.images[row]] = name
+    return found
+
+
+def _positives(entry: dict[str, np.ndarray]) -> list[int]:
+    return [int(row) for label in ("ok", "easy", "hard") for row in entry.get(label, ())]
+
+
+def _joined(sets: Sequence[set]) -> list[set]:
+    """Sets that have members in common, as one."""
+    groups: list[set] = []
+    for new in sets:
+        apart = []
+        for group in groups:
+            if group & new:
+                new = new | group
+            else:
+                apart.append(group)
+        groups = [*apart, new]
+    return groups
+
+
+def _called(names: Sequence[str]) -> str:
+    """What the names begin with alike, without a number that is begun; the first name where that is
+    nothing."""
+    prefix = commonprefix(list(names)) if len(names) > 1 else names[0].rstrip("0123456789_-")
+    return prefix.rstrip("0123456789").rstrip("_- .") or names[0]

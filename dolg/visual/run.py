@@ -1,0 +1,115 @@
+"""tools/visualize.py's work: from arguments to a figure."""
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from dolg.config import load_cfg
+from dolg.data.boxes import Box
+from dolg.errors import UserError, closest
+from dolg.features.describer import load
+from dolg.features.store import FeatureStore
+from dolg.rerank.images import Images, StoredImages
+from dolg.visual.attended import attend_pair
+from dolg.visual.attention import attention_maps
+from dolg.visual.draw_attended import draw_attended
+from dolg.visual.draw_attention import draw_attention
+from dolg.visual.draw_embedding import draw_embedding
+from dolg.visual.draw_matches import draw_matches
+from dolg.visual.embedding import embed
+from dolg.visual.labels import labels_by_name
+from dolg.visual.matches import images_of_locals, match_pair
+from dolg.visual.photographs import Photograph, find_photograph, open_photograph, thumbnail
+
+# An image's row among images
+Place = tuple[Images, int]
+_METHOD_NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
+
+
+def attention(args: argparse.Namespace) -> Figure:
+    """Maps over images, of the network of a configuration."""
+    boxes = _boxes(args.boxes, len(args.images))
+    describer = load(args.cfg, args.weights, args.opts)
+    keys, found = describer.cfg.INFER, []
+    if any(scale <= 0 for scale in args.scales):
+        raise UserError(f"--scales {' '.join(f'{scale:g}' for scale in args.scales)}: give numbers above 0")
+    for path, box in zip(args.images, boxes):
+        photo = open_photograph(path, box, max_pixels=keys.MAX_PIXELS)
+        found.append((photo, attention_maps(describer.network, photo.part, args.scales or keys.SCALES,
+                                            args.kinds, describer.extractor.precision, keys.SIZE)))
+    return draw_attention(found)
+
+
+def matches(args: argparse.Namespace) -> Figure:
+    """Two images and their matches: of stores, or described here."""
+    boxes = _boxes(args.boxes, 2)
+    if args.stores:
+        cfg = load_cfg(args.cfg, args.opts)
+        photos, places = _stored_pair(args, boxes)
+    else:
+        describer = load(args.cfg, args.weights, [*args.opts, "INFER.LOCAL", "True"])
+        cfg = describer.cfg
+        photos = [open_photograph(path, box, max_pixels=cfg.INFER.MAX_PIXELS)
+                  for path, box in zip(args.pair, boxes)]
+        places = [(images_of_locals(describer.describe_local(path, box)), 0)
+                  for path, box in zip(args.pair, boxes)]
+    return draw_matches(*photos, match_pair(cfg, *places[0], *places[1]))
+
+
+def rrt(args: argparse.Namespace) -> Figure:
+    """What a reranking transformer attends to in two images of stores."""
+    weights = ["RERANK.RRT.WEIGHTS", args.weights] if args.weights else []
+    cfg = load_cfg(args.cfg, [*args.opts, *weights])
+    photos, places = _stored_pair(args, _boxes(args.boxes, 2))
+    return draw_attended(*photos, attend_pair(cfg, *places[0], *places[1]), args.layer)
+
+
+def embedding(args: argparse.Namespace) -> Figure:
+    """The images of stores on a plane."""
+    stores = [FeatureStore(path) for path in args.stores]
+    label_of = labels_by_name(args.gnd, args.list)
+    places, rows = embed(stores, args.method, args.seed)
+    names = [name for store in stores for name in store.names]
+    names = [names[row] for row in rows.tolist()]
+    labels = [label_of.get(name, "") for name in names]
+    if label_of and not any(labels):
+        raise UserError(f"{args.gnd or args.list} knows none of the images of the stores, such as {names[0]}")
+    files = {row: find_photograph(args.images, name) for row, name in enumerate(names)} if args.images else {}
+    if args.images and not any(files.values()):
+        raise UserError(f"--images: none of the stores' images, such as {names[0]}, is under "
+                        f"{', '.join(map(str, args.images))}")
+    title = f"{len(rows)} images by {_METHOD_NAMES[args.method]} of their descriptors"
+    return draw_embedding(places, labels, lambda row: files[row] and thumbnail(files[row]), title,
+                          args.size if files else 0.0, args.seed)
+
+
+def _stored_pair(args: argparse.Namespace, boxes: Sequence[Box | None]) -> tuple[list[Photograph], list[Place]]:
+    """The photographs of --pair, and their rows in --stores."""
+    if len(args.stores) > 2:
+        raise UserError(f"--stores names {len(args.stores)} stores: give one, or the query's and the "
+                        "candidate's")
+    if not args.images:
+        raise UserError("--stores needs --images, the folders in which the stores' images are")
+    stores = [FeatureStore(path) for path in args.stores]
+    places = [(StoredImages([store]), _row(store, name)) for store, name in zip((stores[0], stores[-1]), args.pair)]
+    return [_stored_photograph(args.images, name, box) for name, box in zip(args.pair, boxes)], places
+
+
+def _row(store: FeatureStore, name: str) -> int:
+    if name not in store.names:
+        raise UserError(f"the store {store.path} has no image '{name}'{closest(name, store.names)}")
+    return store.names.index(name)
+
+
+def _stored_photograph(folders: Sequence[Path], name: str, box: Box | None) -> Photograph:
+    file = find_photograph(folders, name)
+    if file is None:
+        raise UserError(f"--images: no file of the image '{name}' under {', '.join(map(str, folders))}")
+    return open_photograph(file, box, name)
+
+
+def _boxes(boxes: Sequence[Box | None], images: int) -> Sequence[Box | None]:
+    if len(boxes) not in (0, images):
+        raise UserError(f"--boxes: {len(boxes)} boxes for {images} images: give one for each, - for a whole one")
+    return boxes or [None] * images
