@@ -38,10 +38,16 @@ def evaluate(args: argparse.Namespace, **how: object) -> dict:
                            [Store(path) for path in args.distractors], double=args.double, **how)
 
 
+def files_of(args: argparse.Namespace) -> dict:
+    """What the result is made of; it goes into its file."""
+    return {"ground_truth": args.gnd, "query": args.query, "database": args.database,
+            "distractors": args.distractors}
+
+
 def main() -> None:
     args = build_parser().parse_args()
     result = evaluate(args)
-    show(format_table(result), result, args.json)
+    show(format_table(result), result, args.json, files_of(args))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def evaluate_stores(
     Returns what `evaluate.py --json` writes, shares in 0..1:
         {"dataset", "queries", "database", "distractors" (numbers of images),
         "protocols": {"easy" | "medium" | "hard": {"mAP", "mP@1", "mP@5", "mP@10",
-            "ap": [per query, None where it has no positive]}},
+            "ap": [per query, None where it has no positive],
+            "ranks": [per query the places, from 0, of the positives in the ranking without junk,
+                ascending; None where it has no positive]}},
         "query_names": [per query, as "ap"],
         "failed": {"query": [names], "database": [names], "distractors": number},
         "protocol": how it was made, see `protocol_record`}.
@@ -41,7 +43,7 @@ def evaluate_stores(
     store is damaged, does not hold the images, or was made by another model.
     """
     positions = rank_labelled(ground_truth, query, database, distractors, **how)
-    protocols = {protocol: as_json(metrics_of(ground_truth, protocol, *positions))
+    protocols = {protocol: figures_of(*positives_of(ground_truth, protocol, *positions))
                  for protocol in protocols_of(ground_truth)}
     return result_of(ground_truth, query, database, distractors, protocols,
                      bool(how.get("double")))
@@ -127,10 +129,13 @@ def positives_of(
     return positions, [len(entry["ok"]) for entry in entries]
 
 
-def as_json(metrics: MapResult) -> dict:
-    """Means, and AP per query as "ap"; None where there is no positive."""
+def figures_of(positions: Sequence[np.ndarray], n_positives: Sequence[int]) -> dict:
+    """A protocol's means, and per query "ap" and "ranks" (see `evaluate_stores`), from the places of
+    the positives that were found and the number of all."""
+    metrics = summarise(positions, n_positives, KAPPAS)
     figures = dict(zip(METRICS, map(_or_none, (metrics.map, *metrics.mpr.tolist()))))
-    return {**figures, "ap": [_or_none(ap) for ap in metrics.aps.tolist()]}
+    ranks = [np.asarray(places).tolist() if n else None for places, n in zip(positions, n_positives)]
+    return {**figures, "ap": [_or_none(ap) for ap in metrics.aps.tolist()], "ranks": ranks}
 
 
 def _or_none(value: float) -> float | None:

@@ -95,12 +95,19 @@ def compute_map(
     positive in a cut ranking gives AP and P@k 0; no query with positives gives means of NaN.
     Raises ValueError where rows are not queries or list a labelled image twice.
     """
+    return summarise(*positives_in(ranks, gnd), kappas)
+
+
+def positives_in(
+    ranks: Sequence[np.ndarray], gnd: Sequence[Mapping[str, Sequence[int]]],
+) -> tuple[list[np.ndarray], list[int]]:
+    """Per query the places of the positives that a ranking lists, junk taken out of it, and how many
+    positives there are. Arguments and errors are those of `compute_map`."""
     if len(ranks) != len(gnd):
         raise ValueError(f"ranks has {len(ranks)} rows for {len(gnd)} queries: rows are queries "
                          "(the original code has them as columns: transpose)")
     places = [_places(np.asarray(row), entry, q) for q, (row, entry) in enumerate(zip(ranks, gnd))]
-    return summarise([positions_without_junk(*pair) for pair in places],
-                     [len(entry["ok"]) for entry in gnd], kappas)
+    return [positions_without_junk(*pair) for pair in places], [len(entry["ok"]) for entry in gnd]
 
 
 def _places(row: np.ndarray, entry: Mapping, q: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from dolg.errors import UserError
 from dolg.search.counting import counting_options
 from revisitop import GroundTruthError, StoreError, format_table
 from revisitop.commands import UsageError, show
-from revisitop.evaluate import build_parser, evaluate
+from revisitop.evaluate import build_parser, evaluate, files_of
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
         with process_group(args.device):
             result = evaluate(args, **counting_options(device(args.device)))
             if is_main():
-                show(format_table(result), result, args.json)
+                show(format_table(result), result, args.json, files_of(args))
     except (UsageError, GroundTruthError, StoreError) as error:
         raise UserError(str(error)) from None
 

@@ -56,7 +56,10 @@ def rank(args: argparse.Namespace, query: FeatureStore, database: Collection, se
         ranking = make_ranking(args.command, query, database, folder, settings, device(args.device))
         ranking.save(args.output)
     if ground_truth:
-        show_scores(ground_truth, ranking, query, database, args.json)
+        first, *others = args.database
+        files = {"ground_truth": args.gnd, "query": args.query, "database": first, "distractors": others,
+                 "lists": getattr(args, "ranking", None) or args.output}
+        show_scores(ground_truth, ranking, query, database, args.json, files)
 
 
 def main() -> None:

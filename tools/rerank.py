@@ -1,4 +1,4 @@
-"""Rerank: python tools/rerank.py --cfg FILE [--methods A,B+C] [--lists] [KEY VALUE ...]"""
+"""Rerank: python tools/rerank.py --cfg FILE [--methods A,B+C] [KEY VALUE ...]"""
 from dolg.config import load_cfg
 from dolg.core.cli import config_parser, run
 from dolg.core.distributed import process_group
@@ -12,14 +12,12 @@ def main() -> None:
                            "pairs that it has not scored yet. Under torchrun each process does its share.")
     parser.add_argument("--methods", default="", metavar="A,B+C",
                         help="several methods in one table, + joins a chain; default: RERANK.METHOD")
-    parser.add_argument("--lists", action="store_true",
-                        help="write the reranked lists as well (.csv), as is done without a ground truth")
     args = parser.parse_args()
     cfg = load_cfg(args.cfg, args.opts)
     chains = [chain.split("+") for chain in args.methods.split(",") if chain]
     try:
         with process_group(cfg.DEVICE):
-            rerank(cfg, chains, args.lists)
+            rerank(cfg, chains)
     except (StoreError, GroundTruthError) as error:
         raise UserError(str(error)) from None
 

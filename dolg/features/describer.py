@@ -145,8 +145,8 @@ def _pixels(image: AnyImage, row: int, max_pixels: int) -> torch.Tensor:
         image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) if image.ndim == 3 else None
     fits = image is not None and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3
     if not fits or not image.numel():
-        raise UserError(f"image {row} is no image of RGB pixels in uint8: give NumPy's (height, width, 3) or "
-                        "PyTorch's (3, height, width), 0 to 255")
+        raise UserError(f"image {row} is no image of RGB pixels in uint8: give NumPy's (height, width, 3) "
+                        "or PyTorch's (3, height, width), 0 to 255")
     return image
 
 

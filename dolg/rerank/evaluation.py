@@ -11,11 +11,9 @@ from dolg.features.store import FeatureStore
 from dolg.rerank.interface import PairReranker, Reranker, Stage, rerank_list
 from dolg.search.collection import Collection
 from dolg.search.rankings import Ranking
-from revisitop.evaluation import as_json, match_names, rank_labelled, result_of
+from revisitop.evaluation import figures_of, match_names, rank_labelled, result_of
 from revisitop.groundtruth import GroundTruth
-from revisitop.metrics import summarise
 from revisitop.protocol import protocols_of, remove_junk, split
-from revisitop.record import KAPPAS
 
 
 @dataclass(frozen=True)
@@ -113,8 +111,8 @@ def evaluate_lists(benchmark: Benchmark, lists: Ranking, stages: Sequence[Stage]
     everyones = gather((found, [_cost(stage) for stage in timed]))
     places = {key: value for found, _ in everyones for key, value in found.items()}
     protocols = {
-        protocol: as_json(summarise([places[protocol, number] for number in range(len(entries))],
-                                    [len(entry["ok"]) for entry in entries], KAPPAS))
+        protocol: figures_of([places[protocol, number] for number in range(len(entries))],
+                             [len(entry["ok"]) for entry in entries])
         for protocol, entries in benchmark.entries.items()}
     result = result_of(benchmark.truth, benchmark.query, benchmark.database.stores[0],
                        benchmark.database.stores[1:], protocols, double=True)

@@ -35,12 +35,12 @@ class Reranking:
             parse_method(cfg, method)       # before the stores are searched
         self.cfg, self.chains, self.place = cfg, chains, device(cfg.DEVICE)
         self.folder = Path(cfg.RERANK.OUT_DIR or Path(cfg.OUT_DIR) / "rerank")
-        query, database, distractors, truth = _places_of(cfg)
+        query, database, distractors, self.truth = _places_of(cfg)
         self.query = FeatureStore(query)
         self.database = Collection([FeatureStore(path) for path in (database, *distractors)])
         self.images = StoredImages([self.query]), StoredImages(self.database.stores)
         self._rerankers: dict[str, Reranker] = {}
-        self.benchmark = self._open_benchmark(truth)
+        self.benchmark = self._open_benchmark()
         self.lists = self._open_lists()
 
     def stages(self, methods: Sequence[str], k: int) -> list[Stage]:
@@ -56,10 +56,18 @@ class Reranking:
         settings = {"lists": self.lists.settings, "methods": [stage.reranker.name for stage in stages]}
         return Ranking(indexes, scores, settings, self.lists.query, self.lists.database)
 
-    def _open_benchmark(self, truth: Path | None) -> Benchmark | None:
-        if truth is None:
+    def files(self, lists: Path | str) -> dict:
+        """What a result is made of; `lists` is the file of what it ranks, if that is not what a search
+        finds."""
+        database, *distractors = (store.path for store in self.database.stores)
+        files = {"ground_truth": self.truth, "query": self.query.path, "database": database,
+                 "distractors": distractors}
+        return {**files, "lists": lists} if lists else files
+
+    def _open_benchmark(self) -> Benchmark | None:
+        if self.truth is None:
             return None
-        return open_benchmark(load_ground_truth(truth), self.query, self.database,
+        return open_benchmark(load_ground_truth(self.truth), self.query, self.database,
                               ranked=not self.cfg.RERANK.RANKING, **counting_options(self.place))
 
     def _open_lists(self) -> Ranking:
@@ -84,29 +92,29 @@ class Reranking:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def rerank(cfg, chains: Sequence[Sequence[str]] = (), write_lists: bool = False) -> dict[str, dict]:
+def rerank(cfg, chains: Sequence[Sequence[str]] = ()) -> dict[str, dict]:
     """Rerank as `cfg` says, by RERANK.METHOD or by each of several `chains` of methods.
 
-    With a ground truth, prints a table, and writes a result per method and RERANK.TOP_K to
-    RERANK.OUT_DIR as NAME.json, in the form of `revisitop/evaluate.py --json`; without one, or with
-    `write_lists`, the reranked lists as NAME.csv. Returns name -> result. In a process group all do their
+    Writes the reranked lists of each method and RERANK.TOP_K to RERANK.OUT_DIR as NAME.csv; with a ground
+    truth, prints a table, and writes the results as NAME.json, in the form of
+    `revisitop/evaluate.py --json`. Returns name -> result. In a process group all do their
     share; each process must call this.
     """
     run = Reranking(cfg, chains or [cfg.RERANK.METHOD])
-    results = {}
+    results, before = {}, "lists" if cfg.RERANK.RANKING else "global"
+    lists = {before: cfg.RERANK.RANKING}
     if run.benchmark:
-        before = "lists" if cfg.RERANK.RANKING else "global"
         results[before] = evaluate_lists(run.benchmark, run.lists, [])
     for methods in run.chains:
         for k in cfg.RERANK.TOP_K:
             name, stages = f"{'+'.join(methods)}_top{k}", run.stages(methods, k)
             if run.benchmark:
                 results[name] = evaluate_lists(run.benchmark, run.lists, stages, cfg.RERANK.REMOVE_JUNK)
-            if (write_lists or not run.benchmark) and is_main():
-                _write_lists(run, name, run.reranked(stages))
+            if is_main():
+                lists[name] = _write_lists(run, name, run.reranked(stages))
     if is_main() and results:
         for name, result in results.items():
-            write_json(run.folder / f"{name}.json", result)
+            write_json(run.folder / f"{name}.json", result, run.files(lists[name]))
         table = format_table(results)
         write_atomically(run.folder / "table.md", table + "\n")
         say(table)
@@ -123,11 +131,13 @@ def with_dataset(cfg, name: str):
     return cfg
 
 
-def _write_lists(run: Reranking, name: str, ranking: Ranking) -> None:
+def _write_lists(run: Reranking, name: str, ranking: Ranking) -> Path:
     file = run.folder / f"{name}.csv"
     text = named(ranking, run.query, run.database).csv()
     write_atomically(file, text.encode(errors="surrogateescape"))
-    say(f"{file}: {run.query.count} queries")
+    if not run.benchmark:
+        say(f"{file}: {run.query.count} queries")
+    return file
 
 
 def _places_of(cfg) -> tuple[Path, Path, list[Path], Path | None]:

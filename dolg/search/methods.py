@@ -1,4 +1,5 @@
 """Methods that rank the images of feature stores by more than an inner product, by name."""
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,8 @@ def _diffusion(queries: np.ndarray, database: Collection, neighbours: Neighbours
 
 
 def show_scores(ground_truth: GroundTruth, ranking: Ranking, query: FeatureStore,
-                database: Collection, path: Path | None) -> None:
-    """Print what a ranking scores, and write it to a .json where there is a `path`."""
+                database: Collection, path: Path | None, files: Mapping) -> None:
+    """Print what a ranking scores, and write it to a .json where there is a `path`; there it names the
+    `files` that it was made of."""
     result = evaluate_ranking(ground_truth, ranking, query, database.stores[0], database.stores[1:])
-    show(format_table(result), result, path)
+    show(format_table(result), result, path, files)

@@ -13,9 +13,9 @@ from dolg.features.store import FeatureStore
 from dolg.files import atomic_file
 from dolg.search.collection import store_digest
 from revisitop.evaluation import (
-    KAPPAS, as_json, check_different, check_same_model, match_names, result_of)
+    check_different, check_same_model, figures_of, match_names, result_of)
 from revisitop.groundtruth import GroundTruth
-from revisitop.metrics import compute_map
+from revisitop.metrics import positives_in
 from revisitop.protocol import protocols_of, split
 
 
@@ -103,7 +103,7 @@ def evaluate_ranking(
     indexes = ranking.indexes.copy()
     indexes[is_database] = images[indexes[is_database]]
     ranks = indexes[np.argsort(query_index)]
-    protocols = {protocol: as_json(compute_map(ranks, split(ground_truth, protocol), KAPPAS))
+    protocols = {protocol: figures_of(*positives_in(ranks, split(ground_truth, protocol)))
                  for protocol in protocols_of(ground_truth)}
     # Inner products are summed in float64 in every search (see `exact`)
     result = result_of(ground_truth, query_store, database_store, distractor_stores, protocols,

@@ -1,12 +1,15 @@
 """Evaluation from stores: the real photographs' figures, the command, and what it refuses."""
 import json
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from revisitop import Store, StoreError, compute_map, evaluate_stores, load_ground_truth, split
+from revisitop.commands import write_json
 
 KAPPAS = (1, 5, 10)
 
@@ -63,9 +66,39 @@ def test_the_command_gives_what_sorting_gives(run_tool, toy, tmp_path):
         assert [mine[f"mP@{k}"] for k in KAPPAS] == pytest.approx(want.mpr.tolist())
         assert [np.nan if ap is None else ap for ap in mine["ap"]] == pytest.approx(
             want.aps.tolist(), nan_ok=True)
+        assert mine["ranks"] == [_places(row, entry) for row, entry in
+                                 zip(ranks, split(truth, protocol))]
         row = next(line for line in done.stdout.splitlines()
                    if line.startswith(protocol.capitalize()))
         assert f"{100 * want.map:.2f}" == row.split()[1]
+
+
+def _places(ranking, entry):
+    """Places of the positives among the images that are no junk; None: there is no positive."""
+    kept = [image for image in ranking if image not in set(entry["junk"])]
+    return [place for place, image in enumerate(kept) if image in set(entry["ok"])] or None
+
+
+def test_a_result_names_its_files(run_tool, toy, tmp_path):
+    """Relative to its folder: both may be moved together."""
+    out = tmp_path / "results" / "out.json"
+    done = run_tool(*_evaluate(toy, "--distractors", toy["distractors"], "--json", out))
+    assert done.returncode == 0, done.stderr
+    files = json.loads(out.read_text())["files"]
+    assert not any(os.path.isabs(path) for path in [files["query"], *files["distractors"]])
+    found = {name: out.parent / files[name] for name in ("ground_truth", "query", "database")}
+    assert found["ground_truth"].samefile(toy["gnd"]) and found["query"].samefile(toy["query"])
+    assert found["database"].samefile(toy["database"])
+    assert [(out.parent / path).resolve() for path in files["distractors"]] == [
+        Path(toy["distractors"]).resolve()]
+
+
+def test_lists_of_numbers_stand_in_a_line(tmp_path):
+    result = {"ap": [0.5, None, 1e-07, -2], "names": ["1", "[\n2\n]"], "none": [], "nested": [[1], []]}
+    write_json(tmp_path / "x.json", result)
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == result
+    assert "[0.5, null, 1e-07, -2]" in text
 
 
 def test_the_order_of_a_store_does_not_matter(toy, make_store, tmp_path):
@@ -93,8 +126,9 @@ def test_failed_images_are_never_found_and_failed_queries_score_0(run_tool, make
     assert got["failed"] == {"query": ["p"], "database": ["b"], "distractors": 0}
     # Of two positives the first is found at once, the other never
     assert got["protocols"]["easy"]["ap"] == [0.0, 0.5]
+    assert got["protocols"]["easy"]["ranks"] == [[], [0]]
     assert got["protocols"]["hard"] == {"mAP": None, "mP@1": None, "mP@5": None, "mP@10": None,
-                                        "ap": [None, None]}
+                                        "ap": [None, None], "ranks": [None, None]}
 
 
 def test_plain_labels(run_tool, make_store, make_ground_truth, tmp_path):

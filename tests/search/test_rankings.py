@@ -210,6 +210,10 @@ def test_the_commands(world, command, run_tool, tmp_path):
     assert done.returncode == 0, done.stderr
     ranking, result = Ranking.load(out), json.loads(figures.read_text())
     truth = load_ground_truth(world["gnd"])
+    files = {name: tmp_path / result["files"][name] for name in ("query", "database", "lists")}
+    assert files["query"].samefile(query.path) and files["database"].samefile(database.path)
+    assert files["lists"].samefile(out)
+    del result["files"]
     assert result == json.loads(json.dumps(
         evaluate_ranking(truth, ranking, query, database, [distractors])))
     assert result["protocol"]["reranking"]["method"] == command == ranking.settings["method"]
@@ -220,7 +224,9 @@ def test_the_commands(world, command, run_tool, tmp_path):
     done = run_tool("tools/expand.py", "evaluate", out, *options[:5], "--gnd", world["gnd"],
                     "--json", again, fresh=command == "diffusion")
     assert done.returncode == 0 and done.stdout, done.stderr
-    assert json.loads(again.read_text()) == result
+    evaluated = json.loads(again.read_text())
+    assert evaluated.pop("files") == json.loads(figures.read_text())["files"]
+    assert evaluated == result
 
 
 def test_the_commands_mistakes(world, make_store, run_tool, tmp_path):
