@@ -38,6 +38,8 @@ _C.MODEL.HEADS.REDUCTION_DIM = 512
 _C.MODEL.HEADS.MARGIN = 0.15
 _C.MODEL.HEADS.SCALE = 30.0
 
+# MODEL.ARCH gem: the pooling of the last map: gem, average or maximum (dolg/models/poolings.py)
+_C.MODEL.POOLING = "gem"
 _C.MODEL.GEM = CfgNode()
 # Generalised-mean pooling: starting exponent (learned), and the floor under the activations
 _C.MODEL.GEM.P = 3.0

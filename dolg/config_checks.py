@@ -80,6 +80,9 @@ def check_cfg(cfg: CfgNode) -> None:
     if 0 < cfg.TRAIN.RESIZE < cfg.TRAIN.IM_SIZE:
         raise UserError(f"TRAIN.RESIZE is {cfg.TRAIN.RESIZE}, less than the crop's TRAIN.IM_SIZE "
                         f"{cfg.TRAIN.IM_SIZE}: give at least that, or 0")
+    if cfg.MODEL.POOLING != "gem" and cfg.MODEL.ARCH != "gem":
+        raise UserError(f"MODEL.POOLING is '{cfg.MODEL.POOLING}', but MODEL.ARCH {cfg.MODEL.ARCH} has poolings "
+                        "of its own: take MODEL.ARCH gem, or leave the key alone")
     if cfg.MODEL.ARCH == "delg" and cfg.LOSS.NAME and "local_softmax" not in cfg.LOSS.NAME:
         raise UserError(f"LOSS.NAME is '{cfg.LOSS.NAME}', but DELG's attention is trained by "
                         "local_softmax alone: add it (... + local_softmax), or leave the key empty")

@@ -78,6 +78,8 @@ def _settings(cfg) -> dict:
     sections["BN.EPS"] = cfg.BN.EPS
     # The loss has no part in a descriptor, nor a reranker that is another model
     aside = {"NUM_CLASSES"} if cfg.MODEL.ARCH == "rrt_sop" else {"NUM_CLASSES", "RRT"}
+    if cfg.MODEL.POOLING == "gem":              # stores from before there was a choice stay valid
+        aside.add("POOLING")
     sections["MODEL"] = {key: value for key, value in sections["MODEL"].items() if key not in aside}
     text = json.dumps(sections, sort_keys=True)
     settings = {"scales": cfg.INFER.SCALES, "precision": cfg.PRECISION,

@@ -11,6 +11,7 @@ from dolg.models.cgd import CGD
 from dolg.models.delg import DELG
 from dolg.models.dolg import DOLG
 from dolg.models.gem import GeMModel
+from dolg.models.poolings import POOLINGS
 from dolg.models.rrt import RerankingTransformer
 from dolg.models.rrt_sop import RerankingTransformerOnMaps
 from dolg.models.superglobal import RELU_FLOOR, SuperGlobal
@@ -49,7 +50,8 @@ def _cgd(cfg, backbone) -> nn.Module:
 
 
 def _gem(cfg, backbone) -> nn.Module:
-    return GeMModel(backbone, **_pooling(cfg))
+    pool = choose(POOLINGS, cfg.MODEL.POOLING, "MODEL.POOLING")(cfg.MODEL.GEM.P, cfg.MODEL.GEM.EPS)
+    return GeMModel(backbone, cfg.MODEL.HEADS.REDUCTION_DIM, pool)
 
 
 def _superglobal(cfg, backbone) -> nn.Module:

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from dolg.errors import UserError
 from dolg.models.layers import GeM
+from dolg.models.poolings import AveragePooling, MaximumPooling
 
 
 class CGD(nn.Module):
@@ -41,20 +42,6 @@ class CGD(nn.Module):
         pooled = [pool(maps) for pool in self.pools]
         parts = [F.normalize(branch(x), dim=1) for branch, x in zip(self.branches, pooled)]
         return {"global": F.normalize(torch.cat(parts, dim=1), dim=1), "auxiliary": pooled[0]}
-
-
-class AveragePooling(nn.Module):
-    """Mean over positions: (B,C,h,w) to (B,C)."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return maps.mean(dim=(2, 3))
-
-
-class MaximumPooling(nn.Module):
-    """Maximum over positions: (B,C,h,w) to (B,C)."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return maps.amax(dim=(2, 3))
 
 
 def _gem() -> nn.Module:

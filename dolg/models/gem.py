@@ -1,4 +1,4 @@
-"""Generalised-mean pooling of the last map, with an optional linear reduction."""
+"""A pooling of the last map, GeM or another, with an optional linear reduction."""
 import torch
 from torch import nn
 
@@ -6,7 +6,7 @@ from dolg.models.layers import GeM
 
 
 class GeMModel(nn.Module):
-    """backbone -> GeM -> linear layer to `dim` (none where `dim` is 0).
+    """backbone -> pooling (GeM, unless another is given) -> linear layer to `dim` (none where that is 0).
 
     `forward(images (B,3,H,W))` gives {"global": (B, self.dim)}, raw; where the backbone has a map before
     the last, also that as `local` (B,C,h,w), with its lengths as `attention` (B,1,h,w): local features that
@@ -14,12 +14,11 @@ class GeMModel(nn.Module):
     local descriptors", ECCV 2020). No gradient flows through them.
     """
 
-    def __init__(self, backbone: nn.Module, dim: int = 512, gem_p: float = 3.0,
-                 gem_eps: float = 1e-6):
+    def __init__(self, backbone: nn.Module, dim: int = 512, pool: nn.Module | None = None):
         super().__init__()
         channels = backbone.channels["stage4"]
         self.backbone = backbone
-        self.pool = GeM(gem_p, gem_eps)
+        self.pool = pool or GeM()
         self.fc = nn.Linear(channels, dim) if dim else nn.Identity()
         self.dim = dim or channels
         self.dims = {"global": self.dim}

@@ -11,6 +11,7 @@ from dolg.models.backbones.timm import TimmBackbone
 from dolg.models.builders import MODELS
 from dolg.models.dolg import orthogonal_part
 from dolg.models.layers import GeM
+from dolg.models.poolings import POOLINGS
 
 BACKBONES = {
     "resnet18": ["MODEL.DEPTH", "18", "RESNET.STEM_WIDTH", "16"],
@@ -129,6 +130,33 @@ def test_gem_against_its_definition(p):
     maps = torch.randn(2, 3, 4, 5)
     expected = np.mean(np.maximum(maps.double().numpy(), 1e-6) ** p, axis=(2, 3)) ** (1 / p)
     np.testing.assert_allclose(GeM(p)(maps).detach(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_what_every_pooling_does(name):
+    pool = POOLINGS[name](3.0, 1e-6)
+    maps = torch.rand(2, 3, 4, 5, requires_grad=True)
+    pooled = pool(maps)
+    assert pooled.shape == (2, 3)
+    turned = maps.flatten(2)[:, :, torch.randperm(20)].view(2, 3, 5, 4)
+    torch.testing.assert_close(pool(turned), pooled)        # where something is does not matter
+    torch.testing.assert_close(pool(torch.full((1, 3, 2, 7), 0.25)), torch.full((1, 3), 0.25))
+    low, high = maps.amin(dim=(2, 3)), maps.amax(dim=(2, 3))
+    assert (pooled >= low).all() and (pooled <= high + 1e-6).all()
+    pooled.sum().backward()
+    assert torch.isfinite(maps.grad).all() and (maps.grad.flatten(2).abs().sum(2) > 0).all()
+
+
+def test_a_model_pools_as_it_is_told():
+    model = _model("MODEL.ARCH", "gem", "MODEL.POOLING", "maximum", *BACKBONES["resnet18"]).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        highest = model.backbone(images)["stage4"].flatten(2).max(dim=2).values
+        torch.testing.assert_close(model(images)["global"], model.fc(highest))
+    with pytest.raises(UserError, match="MODEL.POOLING is 'mean': choose one of average, gem, maximum"):
+        _model("MODEL.ARCH", "gem", "MODEL.POOLING", "mean")
+    with pytest.raises(UserError, match="MODEL.ARCH dolg has poolings of its own"):
+        _model("MODEL.POOLING", "average")
 
 
 def test_gem_stays_in_float32_under_autocast():
