@@ -17,6 +17,9 @@ setup(
     packages=find_packages(include=["dolg", "dolg.*", "revisitop", "revisitop.*"]),
     package_data={"dolg.report": ["*.j2"]},
     install_requires=[line for line in LINES if line and not line.startswith(("-", "#"))],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "h5py>=3", "protobuf>=4"],
-                    "pml": ["pytorch-metric-learning>=2.0"], "formats": ["h5py>=3", "protobuf>=4"]},
+    extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "playwright>=1.49", "nbclient>=0.10",
+                             "ipykernel>=6"],
+                    "pml": ["pytorch-metric-learning>=2.0"], "formats": ["h5py>=3", "protobuf>=4"],
+                    "maps": ["scikit-learn>=1.5", "umap-learn>=0.5"],
+                    "export": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]},
 )

@@ -11,6 +11,13 @@ for PACKAGE in "asmk --no-deps" "pydegensac --only-binary=:all:"; do
         say "going on without ${PACKAGE%% *}: its tests are skipped"
 done
 
+# The pages are tested in a browser; Playwright's own is a download from elsewhere
+if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing Chromium"
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 ||
+        say "going on without Chromium: the tests of pages in a browser are skipped"
+fi
+
 # Two test files at a time with a thread each: processes that all start threads for all cores wait
 # for one another
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
