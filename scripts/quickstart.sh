@@ -38,17 +38,8 @@ score trained trained
 score trained_distractors trained --distractors "$OUT/features/trained/distractors"
 
 say "5/5  the page of results"
-UNTRAINED="$OUT/features/untrained" TRAINED="$OUT/features/trained"
 # --across: with and without distractors on one page
-python tools/report.py --across --gnd "$DATA/synthetic/gnd_synthetic.pkl" \
-    --distractor-images "$DATA/synthetic/distractors" \
-    --result untrained "$OUT/untrained.json" \
-    --stores untrained "$UNTRAINED/synthetic/query" "$UNTRAINED/synthetic/database" \
-    --result trained "$OUT/trained.json" \
-    --stores trained "$TRAINED/synthetic/query" "$TRAINED/synthetic/database" \
-    --result trained_distractors "$OUT/trained_distractors.json" \
-    --stores trained_distractors "$TRAINED/synthetic/query" "$TRAINED/synthetic/database" \
-        "$TRAINED/distractors" \
-    --json "$OUT/results.json" --output "$OUT/report.html"
+python tools/report.py --across "$OUT/untrained.json" "$OUT/trained.json" "$OUT/trained_distractors.json" \
+    --training "$OUT/train" --json "$OUT/results.json" --output "$OUT/report.html"
 
 say "done: open $OUT/report.html"
