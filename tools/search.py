@@ -1,5 +1,5 @@
-"""Indexes of feature stores: built, extended, queried (under torchrun, spread), measured; the nearest
-neighbours of all images; --help."""
+"""Indexes of feature stores: built, extended, queried (under torchrun, spread), asked with a photograph,
+measured; the nearest neighbours of all images; --help."""
 import argparse
 
 from dolg.core.cli import run
@@ -11,6 +11,7 @@ from dolg.search.indexes import Index, add_to_index, build_index
 from dolg.search.listing import list_neighbours
 from dolg.search.measuring import measure, show_measures
 from dolg.search.queries import search_indexes, show_results
+from dolg.serve.command import ask
 from revisitop import GroundTruthError, StoreError, load_ground_truth
 
 
@@ -20,6 +21,8 @@ def search(args: argparse.Namespace) -> None:
         index = add_to_index(args.index, stores) if args.command == "add" else build_index(
             args.index, stores, args.kind, args.bytes, args.lists, args.train, args.seed)
         print(index.summary())
+    elif args.command == "query" and args.image:
+        ask(args)
     elif args.command == "query":
         with process_group("cpu"):
             results = search_indexes(args.indexes, FeatureStore(args.query), args.top, args.probes, args.gpu)

@@ -11,8 +11,8 @@ from dolg.report.results import Method
 from dolg.report.training import TrainingLog
 
 WIDTH, HEIGHT = 320, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 38, 8, 8, 34      # margins of a line chart
-_BAR, _BARS_HEIGHT = 14, 34                      # of a distribution
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 8, 34      # margins of a line chart
+_BAR, _BARS_HEIGHT = 20, 44                      # of a distribution
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def bars(spread: Distribution, most: int, style: int, title: str) -> Markup:
                       for low, count in enumerate(spread.counts) if count)
     wide = _BAR * len(spread.counts)
     parts = [f'<line class="base" x1="0" x2="{wide}" y1="{_BARS_HEIGHT}" y2="{_BARS_HEIGHT}"/>']
-    for number, count in enumerate(spread.counts):
-        tall = max(1.5, (_BARS_HEIGHT - 6) * count / most) if count else 0
+    for number, count in ((n, count) for n, count in enumerate(spread.counts) if count):
+        tall = max(1.5, (_BARS_HEIGHT - 6) * count / most)
         parts.append(f'<rect x="{_BAR * number + 1}" y="{_BARS_HEIGHT - tall:.1f}" width="{_BAR - 2}" '
                      f'height="{tall:.1f}"/>')
     if spread.median is not None:

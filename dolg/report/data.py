@@ -34,21 +34,21 @@ def page_data(
 
     {"protocols": [...], "positives": {protocol: letters of the labels it counts as found},
      "skipped": {protocol: letters that it leaves out},
-     "methods": [{"name", "reranked", "lists", "failed": [queries]}],
+     "methods": [{"name", "lists": whether any are known}],
      "images": {"names": [...], "tiles": [...], "distractors": [...]},
      "queries": [{"name", "tile", "crop" or null, "box": shares of the image or null,
          "counts": {label: n}, "ap": [method][protocol], "ranks": [method][protocol] or null,
+         "failed": [method],
          "hits": [method] {"images": [...], "scores": [...], "labels": "eehn..."} or null}]}
     """
     numbers = {image: number for number, image in enumerate(images)}
     protocols = report.protocols
+    listed = {name for query in report.queries for name in query.hits}
     return {
         "protocols": protocols,
         "positives": {protocol: _letters(protocol, "ok") for protocol in protocols},
         "skipped": {protocol: _letters(protocol, "junk") for protocol in protocols},
-        "methods": [{"name": method.name, "reranked": method.reranked,
-                     "lists": any(method.name in query.hits for query in report.queries)}
-                    for method in report.methods],
+        "methods": [{"name": method.name, "lists": method.name in listed} for method in report.methods],
         "images": {"names": [image.name for image in images],
                    "tiles": [tile_of[wanted] for wanted in images.values()],
                    "distractors": [number for image, number in numbers.items() if image.distractor]},

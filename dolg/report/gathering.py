@@ -44,6 +44,7 @@ def make_report(
     truth = open_ground_truth(path)
     _check_queries(evaluations, truth)
     stores, notes = find_stores(named, evaluations, groups)
+    notes += _strange_truths(evaluations, truth)
     report = gather_report(evaluations, truth, stores, image_folders(path, images, distractor_images),
                            top)
     return Report(report.dataset, report.methods, report.queries, logs, notes), evaluations
@@ -99,6 +100,14 @@ def _hits(truth: GroundTruth, stores: Stores, folders: ImageFolders, top: int,
             hits.append(Hit(known[key], score, label_of.get(number, "negative")))
         found.append(hits)
     return found
+
+
+def _strange_truths(evaluations: Mapping[str, Mapping], truth: GroundTruth) -> list[str]:
+    """A note for each result that was scored by another ground truth than the one that is shown."""
+    digests = {name: (evaluation.get("protocol") or {}).get("ground_truth_sha256")
+               for name, evaluation in evaluations.items()}
+    return [f"{name}: it was scored by another ground truth than the one whose labels are shown"
+            for name, digest in digests.items() if digest not in (None, truth.sha256)]
 
 
 def _check_queries(evaluations: Mapping[str, Mapping], truth: GroundTruth) -> None:

@@ -21,6 +21,8 @@ from revisitop.record import queries_cropped
 THUMBNAILS = "thumbnails"
 # Embedded thumbnails are read by the block
 BLOCK = 256
+# Of script/, in this order within one function
+SCRIPTS = ("basics", "pictures", "orders", "queries", "curves", "list", "viewer", "keys", "start")
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,17 @@ def render_page(report: Report, folder: Path | None = None) -> str:
     data["block"] = BLOCK
     data["cropped"] = queries_cropped(report.methods[0].evaluation) is not False
     here = Path(__file__).parent
-    style, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = (here / "page.css").read_text(encoding="utf-8"), _script(here / "script")
     return _template(here).render(
         report=report, style=style, script=script, style_digest=_digest(style),
         script_digest=_digest(script), images="'self' file:" if folder else "data:",
         data=script_json(data), blocks=tiles.blocks, charts=charts, record=record,
         figures=_figures(report), **_spread(report))
+
+
+def _script(folder: Path) -> str:
+    parts = [(folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
 
 
 def _template(folder: Path) -> jinja2.Template:

@@ -8,8 +8,10 @@ from dolg.report.results import Method
 
 # Names of failed images that are listed; of a million distractors, many may fail
 MOST_LISTED = 200
-_UNKNOWN = "unknown"
-_SECTIONS = ("query", "database", "distractors", "reranking")
+_UNKNOWN, _ABSENT = "unknown", "–"
+# Parts of a record -> what they are called
+_SECTIONS = {"query": "Queries", "database": "Database", "distractors": "Distractors",
+             "reranking": "Reranking"}
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,18 @@ def sections(methods: Sequence[Method]) -> list[Section]:
     found: dict[str, list[Fact]] = {}
     for key in keys:
         title, _, name = key.partition(" ") if key.split(" ")[0] in _SECTIONS else ("protocol", "", key)
-        values = [record.get(key, _UNKNOWN) for record in records]
+        values = [record.get(key, _ABSENT) for record in records]
         found.setdefault(title, []).append(
             Fact(name or title, [_short(value) for value in values], len(set(values)) > 1))
-    order = ["protocol", *_SECTIONS]
-    return [Section(title.capitalize(), found[title]) for title in order if title in found]
+    titles = {"protocol": "Protocol", **_SECTIONS}
+    return [Section(title, found[key]) for key, title in titles.items() if key in found]
+
+
+def differing(parts: Sequence[Section]) -> list[Fact]:
+    """The facts that are not alike, with the section in their names; but not those of reranking, by
+    which methods differ on purpose."""
+    return [Fact(f"{part.title}: {fact.name}", fact.values, True) for part in parts
+            if part.title != _SECTIONS["reranking"] for fact in part.facts if fact.differs]
 
 
 def failures(methods: Sequence[Method]) -> list[Failures]:
@@ -95,7 +104,9 @@ def _text(value: object) -> str:
         return _UNKNOWN
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _short(value: str) -> str:

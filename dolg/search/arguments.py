@@ -64,9 +64,9 @@ def _add_query(add) -> None:
         "the picture (default: PHOTO-results.jpg)")
     for option, metavar, default, text in _OF_PHOTOS:
         add(f"--{option}", metavar=metavar, default=default, help=f"with --image: {text}")
-    add("--index", type=Path, nargs="+", default=[], metavar="INDEX_OR_STORE", help="with --image: what is "
+    add("--index", nargs="+", default=[], metavar="INDEX_OR_STORE", help="with --image: what is "
         "searched, stores exactly")
-    add("--images", type=Path, nargs="+", default=[], metavar="FOLDER", help="with --image: of the database's "
+    add("--images", nargs="+", default=[], metavar="FOLDER", help="with --image: of the database's "
         "images, for the picture; one for each store, or all are looked through")
     add("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="with --image: cut it to this, in "
         "pixels")
@@ -86,7 +86,7 @@ def _check_query(args: argparse.Namespace, left_over: list[str], parser: argpars
         if not (args.index and args.cfg):
             parser.error("--image PHOTO needs --index INDEX_OR_STORE and --cfg FILE, those of the database")
         return
-    args.indexes = [*map(Path, words), *args.index]
+    args.indexes = [*map(Path, words), *map(Path, args.index)]
     given = [name for name in ("cfg", "weights", "reranker", "images", "box") if getattr(args, name)]
     if given:
         parser.error(f"--{given[0]} goes with --image PHOTO")

@@ -67,13 +67,16 @@ def build_app(finder: Finder, host: str, max_bytes: int, turns: Turns) -> "Flask
         size = request.args.get("size", "small")
         if not 0 <= row < len(finder.database) or size not in SIZES:
             raise RequestError(404, "no such image")
-        return _response(views.view(row, size), "image/jpeg", {"Cache-Control": "private, max-age=3600"})
+        try:
+            jpeg = views.view(row, size)
+        except ImageError as error:
+            raise RequestError(404, f"{finder.database.name(row)} cannot be shown: {error.reason}") from None
+        return _response(jpeg, "image/jpeg", {"Cache-Control": "private, max-age=3600"})
 
     @app.post("/api/search")
     def search() -> "Response":
         _check_type(request.content_type)
         box, top, reranker = _asked(request.args, about["rerankers"])
-        # Closed by the decoding, or by the server: nothing of it is kept
         data = request.get_data(cache=False, parse_form_data=False)
         with turns.take():
             found = finder.find(data, box, top, reranker)
@@ -93,8 +96,7 @@ def _handle_errors(app: "Flask") -> None:
         if isinstance(error, BusyError):
             return _json({"error": _BUSY}, 503, {"Retry-After": str(_RETRY_SECONDS)})
         if isinstance(error, ImageError):
-            return _json({"error": f"{error.path} cannot be read: {error.reason}"},
-                         404 if _is_of_database(error) else 400)
+            return _json({"error": f"{error.path} cannot be read: {error.reason}"}, 400)
         if isinstance(error, UserError):
             return _json({"error": str(error)}, 400)
         if isinstance(error, MemoryError):
@@ -109,12 +111,6 @@ def _handle_errors(app: "Flask") -> None:
         response.headers.extend(HEADERS)
         response.headers.setdefault("Cache-Control", "no-store")
         return response
-
-
-def _is_of_database(error: ImageError) -> bool:
-    from flask import request
-
-    return request.method == "GET" and bool(error.path)
 
 
 def _asset(name: str, kind: str):

@@ -2,16 +2,18 @@
 import argparse
 from pathlib import Path
 
+from dolg.serve.arguments import without_keys
 from dolg.serve.finder import Found, open_finder
-from dolg.serve.sheet import write_sheet
+from dolg.serve.sheet import kind_of_picture, write_sheet
 
 
 def ask(args: argparse.Namespace) -> None:
     """Print what is found for a photograph, and write a picture of it."""
-    finder = open_finder(args.cfg, args.weights, args.opts, args.indexes, args.images, args.reranker,
-                         args.probes)
-    found = finder.find(args.image, tuple(args.box) if args.box else None, args.top, args.reranker)
     picture = args.output or Path(f"{args.image.stem}-results.jpg")
+    kind_of_picture(picture)        # a mistake is told before the search
+    (paths, folders), keys = without_keys(args.indexes, args.images)
+    finder = open_finder(args.cfg, args.weights, keys + args.opts, paths, folders, args.reranker, args.probes)
+    found = finder.find(args.image, tuple(args.box) if args.box else None, args.top, args.reranker)
     title = f"{finder.describer.settings['model']}, {len(finder.database):,} images asked"
     write_sheet(picture, args.image, found, title, finder.limits.pixels)
     print(as_table(found))

@@ -11,6 +11,7 @@ import numpy as np
 
 from dolg.config import load_cfg
 from dolg.data.boxes import Box
+from dolg.data.decode import jpeg_decoder
 from dolg.errors import UserError
 from dolg.features.describer import Describer, load
 from dolg.features.sources import ImageSource
@@ -82,10 +83,15 @@ class Finder:
     def __init__(self, describer: Describer, database: Database, files: ImageFiles, limits: Limits,
                  side: int = 0):
         database.check_model(describer.dim, describer.settings)
+        jpeg_decoder()      # imported now: a photograph need not wait for it
         self.describer, self.database, self.files = describer, database, files
         self.limits, self.side = limits, side
         self.rerankers = Rerankers(describer.cfg, database, describer.dim, describer.extractor.local_dim,
                                    describer.settings, describer.device)
+
+    def warm_up(self) -> None:
+        """Ask once with a grey photograph: what is loaded at the first time is no share of an answer's."""
+        self.find(cv2.imencode(".jpg", np.full((224, 224, 3), 128, np.uint8))[1].tobytes(), top=1)
 
     def find(self, photo: str | Path | bytes, box: Box | None = None, top: int = 10, reranker: str = "",
              name: str = "the photo") -> Found:

@@ -1,7 +1,6 @@
 """Serving an application by waitress: on one address, within bounds, until Ctrl-C."""
 import errno
 import logging
-import os
 import signal
 import socket
 import time
@@ -25,8 +24,8 @@ _SILENCE, _LOOK = 15, 2
 def serve(app: "Flask", host: str, port: int, max_bytes: int, deadline: float = 60.0) -> None:
     """Serve until Ctrl-C or SIGTERM; says the address when it is ready.
 
-    port: 0: any that is free. max_bytes: of a request's body, chunked ones also; larger ones are refused
-    before they are read. deadline: seconds that a request may take to arrive, its last byte included.
+    port: 0: any that is free. max_bytes: of a request's body, with what is around its chunks, if it has any;
+    larger ones are refused before they are read. deadline: seconds that a request may take to arrive, its last byte included.
     Raises UserError where the address cannot be had, or waitress is not installed.
     """
     listening = _listen(host, port)

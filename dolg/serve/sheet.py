@@ -16,14 +16,12 @@ _COLUMNS, _QUERY_WIDTH, _QUERY_HEIGHT = 5, 520, 420
 
 
 def write_sheet(path: Path, photo: Path, found: Found, title: str, max_pixels: int) -> None:
-    """Write the picture as `path`: JPEG, PNG, or what else its ending says.
+    """Write the picture as `path`: JPEG, PNG or WebP, as its ending says.
 
     title: of the database and the model. Images that are not there, or cannot be read, are named tiles.
     Raises UserError for an ending that is none.
     """
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in ("JPEG", "PNG", "WEBP"):
-        raise UserError(f"{path} ends in no kind of picture: give .jpg, .png or .webp")
+    kind = kind_of_picture(path)
     rows = -(-len(found.results) // _COLUMNS)
     query = _thumbnail(photo, (_QUERY_WIDTH, _QUERY_HEIGHT), max_pixels)
     top = _MARGIN + (query.height if query else _TILE_HEIGHT) + 2 * _GAP
@@ -39,6 +37,14 @@ def write_sheet(path: Path, photo: Path, found: Found, title: str, max_pixels: i
         _draw_result(sheet, draw, corner, tile, result, bool(found.reranker), max_pixels)
     with atomic_file(path) as file:
         sheet.save(file, kind, quality=90)
+
+
+def kind_of_picture(path: Path) -> str:
+    """Pillow's name for it. Raises UserError for an ending that is none."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in ("JPEG", "PNG", "WEBP"):
+        raise UserError(f"{path} ends in no kind of picture: give .jpg, .png or .webp")
+    return kind
 
 
 def _draw_query(sheet: Image.Image, draw: ImageDraw.ImageDraw, query: Image.Image | None, name: str,

@@ -2,7 +2,6 @@
 import argparse
 from pathlib import Path
 
-from dolg.data.boxes import Box
 from dolg.visual.attention import KINDS
 from dolg.visual.embedding import METHODS
 
@@ -20,7 +19,8 @@ def parse_args(description: str) -> argparse.Namespace:
                                      epilog="All keys and their meaning: dolg/config.py").add_argument
            for name, text in COMMANDS.items()}
     for name in ("attention", "matches", "rrt"):
-        add[name]("--cfg", metavar="FILE", required=True, help="a YAML file of configs/")
+        add[name]("--cfg", metavar="FILE", required=True, help="a YAML file of configs/; after it, or last, keys "
+                  "to change: KEY VALUE ..., such as RERANK.SPATIAL.THRESHOLD 10")
         add[name]("--weights", metavar="FILE", default="", help="of the network, instead of TEST.WEIGHTS"
                   if name != "rrt" else "of the transformer, instead of RERANK.RRT.WEIGHTS")
     _add_attention(add["attention"])
@@ -31,31 +31,21 @@ def parse_args(description: str) -> argparse.Namespace:
     for name in COMMANDS:
         add[name]("-o", "--output", type=Path, required=True, metavar="PICTURE",
                   help="what to write: .png, .jpg, .svg or .pdf")
-    for name in ("attention", "matches", "rrt"):
-        add[name]("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-                  help="keys to change, last, such as RERANK.SPATIAL.THRESHOLD 10")
-    return parser.parse_args()
-
-
-def box(text: str) -> Box | None:
-    """X0,Y0,X1,Y1 as four numbers; "-" as None."""
-    if text == "-":
-        return None
-    try:
-        x0, y0, x1, y1 = map(float, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no box: give X0,Y0,X1,Y1 in pixels, or - for the "
-                                         "whole image") from None
-    return x0, y0, x1, y1
+    # Keys and values may stand among the options
+    args, args.opts = parser.parse_known_args()
+    unknown = [word for word in args.opts if word.startswith("--")]
+    if unknown or (args.opts and "cfg" not in args):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or args.opts)}")
+    return args
 
 
 def _add_boxes(add) -> None:
-    add("--boxes", nargs="+", type=box, default=[], metavar="X0,Y0,X1,Y1",
-        help="what each image is cut to, in its pixels; - for a whole one")
+    add("--box", nargs=4, type=float, action="append", default=[], metavar=("X0", "Y0", "X1", "Y1"),
+        help="what the first image is cut to, in its pixels; again, the second; the others are whole")
 
 
 def _add_attention(add) -> None:
-    add("--images", nargs="+", type=Path, required=True, metavar="FILE")
+    add("--image", nargs="+", type=Path, required=True, metavar="FILE")
     _add_boxes(add)
     add("--scales", nargs="+", type=float, default=[], metavar="S", help="default: INFER.SCALES")
     add("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND",
@@ -64,20 +54,20 @@ def _add_attention(add) -> None:
 
 def _add_pair(add, needs_stores: bool) -> None:
     add("--pair", nargs=2, required=True, metavar=("QUERY", "CANDIDATE"),
-        help="names in the stores" if needs_stores else "two image files; with --stores, names in them")
-    add("--stores", nargs="+", default=[], required=needs_stores, metavar="STORE", type=Path,
+        help="names in the stores" if needs_stores else "two image files; with --store, names in it")
+    add("--store", nargs="+", default=[], required=needs_stores, metavar="STORE", type=Path,
         help="with local features: one, or the query's and the candidate's")
     add("--images", nargs="+", default=[], required=needs_stores, metavar="FOLDER", type=Path,
-        help="where the images of stores are")
+        help="where the images of the stores are")
     _add_boxes(add)
 
 
 def _add_embedding(add) -> None:
-    add("--stores", nargs="+", required=True, metavar="STORE", type=Path)
+    add("--store", nargs="+", required=True, metavar="STORE", type=Path)
     add("--images", nargs="+", default=[], metavar="FOLDER", type=Path,
         help="where the images are, for thumbnails (default: dots alone)")
     add("--method", choices=METHODS, default="pca", help="default: pca")
     add("--gnd", type=Path, metavar="FILE.pkl", help="a ground truth, for colours: what it calls one landmark")
     add("--list", type=Path, metavar="FILE", help="lines of 'path label', for colours")
     add("--seed", type=int, default=0, help="of tsne, umap and the choice of thumbnails (default: 0)")
-    add("--size", type=float, default=0.5, metavar="INCHES", help="of a thumbnail (default: 0.5)")
+    add("--size", type=float, default=0.4, metavar="INCHES", help="of a thumbnail (default: 0.4)")

@@ -1,8 +1,7 @@
 """The picture of a reranking transformer's attention across a pair of images."""
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-
-import matplotlib
 
 from dolg.visual.attended import PairAttention
 from dolg.visual.draw_pair import DARK, PairSheet
@@ -21,7 +20,7 @@ def draw_attended(query: Photograph, candidate: Photograph, found: PairAttention
     Lines: the strongest of what the query's local features take of the candidate's."""
     first, across = found.of_first(layer), found.across(layer)
     sides = found.on_query(first), found.on_candidate(first)
-    sheet = PairSheet(query, candidate, _title(found, layer), _legend(sides, across))
+    sheet = PairSheet(query, candidate, _title(found, layer), _legend(sides, across), in_line=False)
     rows, columns = strongest(across, LINES)
     share = across[rows, columns] / max(across.max(initial=0), 1e-12)
     sheet.lines(found.query_xy[rows], found.candidate_xy[columns], _colours(share), 0.5 + 1.3 * share,
@@ -59,10 +58,11 @@ def _title(found: PairAttention, layer: int | None) -> str:
 def _legend(sides: tuple[np.ndarray, np.ndarray], across: np.ndarray) -> list[tuple[str, dict]]:
     shares = [float(side.sum()) for side in sides]
     colour = tuple(_colours(np.array(0.75)))
-    entries = [(f"discs: what the logit's token takes of a local feature: {shares[0]:.0%} of the query's, "
-                f"{shares[1]:.0%} of the candidate's, the rest of the four other tokens",
+    entries = [("disc: how much the token that the logit is read off takes of a local feature; of the query's "
+                f"together {shares[0]:.0%}, of the candidate's {shares[1]:.0%}",
                 {"linestyle": "", "marker": "o", "color": colour, "markeredgecolor": DARK, "markersize": 6})]
     if across.any():
-        entries.append((f"lines: what features of the query take most (at most {across.max():.1%})",
+        entries.append(("line: of which feature of the candidate one of the query takes most; the strongest "
+                        f"{across.max():.1%}",
                         {"color": colour, "linewidth": 1.6}))
     return entries

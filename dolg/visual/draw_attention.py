@@ -7,13 +7,13 @@ from matplotlib.patches import Rectangle
 
 from dolg.visual.attention import AttentionMap
 from dolg.visual.drawing import (
-    INK, MARGIN, PALE, SMALL, TEXT, WIDTH, Sheet, colour_bar, overlaid, show, shortened,
+    INK, MARGIN, PALE, SMALL, TEXT, TITLE, WIDTH, Sheet, colour_bar, overlaid, show, shortened,
 )
 from dolg.visual.photographs import Photograph, shrunk
 
 # Of a panel, in pixels: more than it has on paper
 _LONGEST = 640
-_HEAD, _FOOT, _GAP, _BAR = 0.26, 0.2, 0.08, 0.62
+_NAME, _HEAD, _FOOT, _GAP, _BAR = 0.28, 0.22, 0.3, 0.08, 0.62
 # A panel is no narrower, and no higher than so many times its width
 _NARROWEST, _HIGHEST = 1.35, 1.4
 
@@ -25,30 +25,26 @@ def draw_attention(images: Sequence[tuple[Photograph, Sequence[AttentionMap]]]) 
             for number, (title, maps) in enumerate(groupby(all_maps, key=lambda one: one.title))]
     columns = 1 + max(len(maps) for _, _, maps, _ in rows)
     width = max((WIDTH - 2 * MARGIN - _BAR) / columns - _GAP, _NARROWEST)
-    heights = [_height(photo, width) for photo, _, _, _ in rows]
-    sheet = Sheet(2 * MARGIN + _BAR + columns * (width + _GAP),
-                  MARGIN + sum(height + _HEAD + _FOOT + _GAP for height in heights))
+    # What the photograph's part takes
+    panels = [(width, width * min(photo.height / photo.width, _HIGHEST)) for photo, _, _, _ in rows]
+    heights = [_HEAD + height + _FOOT + _NAME * is_first for (_, height), (*_, is_first) in zip(panels, rows)]
+    sheet = Sheet(2 * MARGIN + _BAR + columns * (width + _GAP), MARGIN + sum(heights))
     top = MARGIN
-    for (photo, title, maps, is_first), height in zip(rows, heights):
-        _draw_row(sheet, top, (width, height), photo, title, maps, is_first)
-        top += height + _HEAD + _FOOT + _GAP
+    for (photo, title, maps, is_first), panel, height in zip(rows, panels, heights):
+        if is_first:
+            sheet.text(MARGIN, top, shortened(photo.name, 80), TITLE, INK, weight="bold")
+            _draw_photograph(sheet, (MARGIN, top + _NAME + _HEAD), panel, photo)
+        _draw_maps(sheet, top + _NAME * is_first, panel, photo, title, maps)
+        top += height
     return sheet.figure
 
 
-def _height(photo: Photograph, width: float) -> float:
-    """Of a row of panels: what the photograph's part takes."""
-    return width * min(photo.height / photo.width, _HIGHEST)
-
-
-def _draw_row(sheet: Sheet, top: float, panel: tuple[float, float], photo: Photograph, title: str,
-              maps: Sequence[AttentionMap], is_first: bool) -> None:
+def _draw_maps(sheet: Sheet, top: float, panel: tuple[float, float], photo: Photograph, title: str,
+               maps: Sequence[AttentionMap]) -> None:
     width, height = panel
     low, high, times = colour_range(maps)
     left = MARGIN + width + _GAP
     sheet.text(left, top, title + times, TEXT, INK)
-    if is_first:
-        sheet.text(MARGIN, top, shortened(photo.name, int(width * 15)), TEXT, INK, weight="bold")
-        _draw_photograph(sheet, (MARGIN, top + _HEAD), panel, photo)
     part = shrunk(photo.part, _LONGEST)
     for one in maps:
         values = one.values * (one.values.size if times else 1)
@@ -64,18 +60,19 @@ def _draw_row(sheet: Sheet, top: float, panel: tuple[float, float], photo: Photo
 def _draw_photograph(sheet: Sheet, corner: tuple[float, float], panel: tuple[float, float],
                      photo: Photograph) -> None:
     height, width = photo.pixels.shape[:2]
-    axes = sheet.axes(*_fitted(corner, panel, width / height))
+    left, _, *size = _fitted(corner, panel, width / height)
+    axes = sheet.axes(left, corner[1], *size)
     small = shrunk(photo.pixels, _LONGEST)
     show(axes, small)
-    size = f"{width} × {height} pixels"
+    words = f"{width} × {height} pixels"
     if photo.is_cut:
         factor = small.shape[1] / width
-        corner_ = photo.left * factor - 0.5, photo.top * factor - 0.5
+        upper_left = photo.left * factor - 0.5, photo.top * factor - 0.5
         for colour, line in (("black", 2.6), ("#ffd23f", 1.4)):
-            axes.add_patch(Rectangle(corner_, photo.width * factor, photo.height * factor, fill=False,
+            axes.add_patch(Rectangle(upper_left, photo.width * factor, photo.height * factor, fill=False,
                                      edgecolor=colour, linewidth=line))
-        size += f", box {photo.width} × {photo.height}"
-    sheet.text(corner[0], corner[1] + panel[1] + 0.04, size, SMALL, PALE)
+        words += f", box {photo.width} × {photo.height}"
+    sheet.text(left, corner[1] + size[1] + 0.04, words, SMALL, PALE)
 
 
 def _fitted(corner: tuple[float, float], panel: tuple[float, float],

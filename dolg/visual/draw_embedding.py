@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from dolg.visual.drawing import COLOURS, INK, MARGIN, PALE, SMALL, TEXT, TITLE, WIDTH, Sheet, shortened
 
-_HEIGHT, _HEAD, _LEGEND = 6.4, 0.5, 1.75
+_HEIGHT, _HEAD, _LEGEND = 5.8, 0.3, 1.75
 # Free at the plane's edges
 _EDGE = 0.15
 _NOBODYS = "#b5b5b5"
@@ -20,7 +20,7 @@ MOST_LABELS = len(COLOURS) * 3
 
 
 def draw_embedding(places: np.ndarray, labels: Sequence[str], thumbnail: Callable[[int], np.ndarray | None],
-                   title: str, side: float = 0.5, seed: int = 0) -> Figure:
+                   title: str, side: float = 0.4, seed: int = 0) -> Figure:
     """A map of n images.
 
     Args:
@@ -107,7 +107,7 @@ def _draw_thumbnail(axes: Axes, spot: np.ndarray, pixels: np.ndarray, side: floa
 
 def _draw_legend(axes: Axes, labels: Sequence[str], styles: dict[str, tuple[str, str]], left: float) -> None:
     counts = Counter(labels)
-    entries = {label: (f"{shortened(label, 20)} ({counts[label]})", *style) for label, style in styles.items()}
+    entries = {label: (f"{shortened(label, 17)} ({counts[label]})", *style) for label, style in styles.items()}
     if rest := sum(number for label, number in counts.items() if label not in styles):
         entries[""] = (f"others ({rest})", _NOBODYS, "o")
     handles = [Line2D([], [], linestyle="", marker=marker, color=colour, markersize=5.5,

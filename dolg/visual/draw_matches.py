@@ -6,7 +6,9 @@ from dolg.visual.draw_pair import DARK, PairSheet, corners_of
 from dolg.visual.matches import MatchedPair, projected_outline
 from dolg.visual.photographs import Photograph
 
-INLIER, OUTLIER, OUTLINE = "#ffd23f", "#ffffff", "#56b4e9"
+INLIER, OUTLIER, OUTLINE = "#ff9f1c", "#ffffff", "#2ee6a8"
+# Inliers whose lines hide nothing
+_FEW = 40
 
 
 def draw_matches(query: Photograph, candidate: Photograph, found: MatchedPair) -> Figure:
@@ -22,9 +24,11 @@ def draw_matches(query: Photograph, candidate: Photograph, found: MatchedPair) -
     if outline is not None:
         sheet.outline(1, outline, OUTLINE)
     ends = pair.query_xy[pair.inliers], pair.candidate_xy[pair.inliers]
-    sheet.lines(*ends, INLIER, 0.8, 0.9, cased=True)
+    # Many lines must leave the photographs to be seen
+    crowd = min(1.0, _FEW / max(1, found.inliers))
+    sheet.lines(*ends, INLIER, 0.5 + 0.5 * crowd, 0.6 + 0.35 * crowd, cased=crowd == 1)
     for side, xy in enumerate(ends):
-        sheet.discs(side, xy, 9, INLIER, edge=DARK)
+        sheet.discs(side, xy, 5 + 6 * crowd, INLIER, edge=DARK)
     return sheet.sheet.figure
 
 

@@ -1,4 +1,5 @@
 """Two images side by side, and what connects them."""
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,21 +12,28 @@ from dolg.visual.drawing import INK, MARGIN, PALE, SMALL, TEXT, TITLE, WIDTH, Sh
 from dolg.visual.photographs import Photograph, shrunk
 
 _LONGEST, _HIGHEST, _GAP = 1000, 5.2, 0.12
-_HEAD, _FOOT = 0.58, 0.42
+_HEAD, _LINE = 0.5, 0.19
 DARK = "#101010"
 
 
 class PairSheet:
     """A sheet with two images of equal height.
 
-    What is drawn over them is drawn in `over`, whose unit is an inch, from the sheet's upper left corner.
+    What is drawn over them, each upon what was drawn before, is drawn in `over`, whose unit is an inch, from
+    the sheet's upper left corner.
+
+    Args:
+        query, candidate: the images; what is cut of them has a dashed outline.
+        title: above them.
+        legend: (words, options of a Line2D that stands before them), below; `in_line` or one below another.
 
     Attributes:
         photos: the query and the candidate.
         frames: (left, top, width, height) of each, in inches.
     """
 
-    def __init__(self, query: Photograph, candidate: Photograph, title: str, legend: Sequence[tuple]):
+    def __init__(self, query: Photograph, candidate: Photograph, title: str, legend: Sequence[tuple],
+                 in_line: bool = True):
         self.photos = query, candidate
         aspects = [photo.pixels.shape[1] / photo.pixels.shape[0] for photo in self.photos]
         inner = WIDTH - 2 * MARGIN - _GAP
@@ -33,16 +41,16 @@ class PairSheet:
         widths = [height * aspect for aspect in aspects]
         left, top = MARGIN + (inner - sum(widths)) / 2, MARGIN + _HEAD
         self.frames = ((left, top, widths[0], height), (left + widths[0] + _GAP, top, widths[1], height))
-        self.sheet = Sheet(WIDTH, top + height + _FOOT)
+        self.sheet = Sheet(WIDTH, top + height + 0.16 + _LINE * (1 if in_line else len(legend)))
         self.sheet.text(left, MARGIN, title, TITLE, INK, weight="bold")
         for photo, frame in zip(self.photos, self.frames):
             show(self.sheet.axes(*frame), shrunk(photo.pixels, _LONGEST))
-            self.sheet.text(frame[0], MARGIN + 0.3, shortened(photo.name, int(frame[2] * 14)), TEXT, PALE)
-        self.over = self._overlay()
+            self.sheet.text(frame[0], MARGIN + 0.26, shortened(photo.name, int(frame[2] * 14)), TEXT, PALE)
+        self.over, self._levels = self._overlay(), itertools.count(1)
         for side, photo in enumerate(self.photos):
             if photo.is_cut:
                 self.outline(side, corners_of(photo), "white", dashed=True)
-        self._legend(left, legend)
+        self._legend(left, legend, in_line)
 
     def place(self, side: int, xy: np.ndarray) -> np.ndarray:
         """(n,2) inches of (n,2) columns and rows in pixels of the query (side 0) or the candidate (1),
@@ -58,24 +66,27 @@ class PairSheet:
         segments = np.stack([self.place(0, query_xy), self.place(1, candidate_xy)], axis=1)
         if cased:
             self.over.add_collection(LineCollection(segments, colors=DARK, linewidths=np.add(width, 1.1),
-                                                    alpha=0.45))
-        self.over.add_collection(LineCollection(segments, colors=colour, linewidths=width, alpha=opacity))
+                                                    alpha=0.45, zorder=next(self._levels)))
+        self.over.add_collection(LineCollection(segments, colors=colour, linewidths=width, alpha=opacity,
+                                                zorder=next(self._levels)))
 
     def discs(self, side: int, xy: np.ndarray, areas: float | np.ndarray, colour, edge: str = "none",
-              opacity: float = 1.0, edge_width: float = 0.5) -> None:
+              opacity: float = 1.0) -> None:
         """At places (n,2) in pixels of an image; areas in square points."""
         places = self.place(side, xy)
         self.over.scatter(places[:, 0], places[:, 1], s=areas, c=colour, edgecolors=edge,
-                          linewidths=edge_width, alpha=opacity)
+                          linewidths=0.5, alpha=opacity, zorder=next(self._levels))
 
     def outline(self, side: int, corners: np.ndarray, colour: str, dashed: bool = False) -> None:
         """A polygon of corners (n,2) in pixels of an image, cut off at its edges."""
-        left, top, width, height = self.frames[side]
-        for line, tint, style in ((2.8, DARK, "-"), (1.6, colour, (0, (4, 2)) if dashed else "-")):
+        frame = self.frames[side]
+        width, style = (1.2, (0, (4, 3))) if dashed else (1.7, "-")
+        for line, tint, style in ((width + 1.1, DARK, "-"), (width, colour, style)):
             polygon = Polygon(self.place(side, corners), closed=True, fill=False, edgecolor=tint,
-                              linewidth=line, linestyle=style, joinstyle="round")
+                              linewidth=line, linestyle=style, joinstyle="round",
+                              zorder=next(self._levels))
             self.over.add_patch(polygon)
-            polygon.set_clip_path(Rectangle((left, top), width, height, transform=self.over.transData))
+            polygon.set_clip_path(Rectangle(frame[:2], *frame[2:], transform=self.over.transData))
 
     def _overlay(self) -> Axes:
         axes = self.sheet.axes(0, 0, self.sheet.width, self.sheet.height)
@@ -84,14 +95,14 @@ class PairSheet:
         axes.patch.set_visible(False)
         return axes
 
-    def _legend(self, left: float, entries: Sequence[tuple]) -> None:
-        """Below the images: (words, options of a Line2D that stands before them)."""
-        top = self.frames[0][1] + self.frames[0][3] + 0.14
+    def _legend(self, left: float, entries: Sequence[tuple], in_line: bool) -> None:
+        top = self.frames[0][1] + self.frames[0][3] + 0.09
         handles = [Line2D([], [], **options) for _, options in entries]
         legend = self.over.legend(
-            handles, [words for words, _ in entries], loc="upper left", ncols=len(entries), frameon=False,
+            handles, [words for words, _ in entries], loc="upper left", ncols=len(entries) if in_line else 1, frameon=False,
             fontsize=SMALL, labelcolor=INK, handlelength=1.6, handletextpad=0.5, columnspacing=1.6,
-            borderpad=0, borderaxespad=0, bbox_to_anchor=(left, top), bbox_transform=self.over.transData)
+            labelspacing=0.35, borderpad=0, borderaxespad=0, bbox_to_anchor=(left, top),
+            bbox_transform=self.over.transData)
         legend.set_in_layout(False)
 
 

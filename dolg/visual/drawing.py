@@ -18,7 +18,7 @@ from dolg.files import write_atomically
 # What a picture may be written as
 ENDINGS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".svg": "svg", ".pdf": "pdf"}
 # A README shows 900 pixels across: so that 8.5 points are 11 pixels there
-WIDTH, DPI = 9.6, 160
+WIDTH, DPI = 9.6, 144
 MARGIN = 0.12
 TITLE, TEXT, SMALL = 10.5, 8.5, 7.5
 INK, PALE = "#1a1a1a", "#6b6b6b"
@@ -103,6 +103,6 @@ def write_picture(figure: Figure, path: Path) -> None:
     """Write a figure as the picture that its name says, whole or not at all."""
     check_picture(path)
     kind, content = ENDINGS[path.suffix.lower()], BytesIO()
-    options = {"pil_kwargs": {"quality": 86, "optimize": True, "progressive": True}} if kind == "jpeg" else {}
+    options = {"pil_kwargs": {"quality": 84, "optimize": True, "progressive": True}} if kind == "jpeg" else {}
     figure.savefig(content, format=kind, dpi=DPI, **options)
     write_atomically(path, content.getvalue())

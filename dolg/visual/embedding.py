@@ -25,7 +25,7 @@ def embed(stores: Sequence[FeatureStore], method: str = "pca", seed: int = 0) ->
     if len(dims) > 1:
         raise UserError(f"the stores have descriptors of {', '.join(map(str, sorted(dims)))} dimensions: give "
                         "stores that one network made")
-    rows = np.concatenate([np.flatnonzero(fine) for fine in [_fine(stores)]])
+    rows = np.flatnonzero(np.concatenate([store.status == 0 for store in stores]))
     if len(rows) < 3:
         raise UserError(f"{len(rows)} images have a descriptor: a map needs 3 or more")
     return find(stores, seed), rows
@@ -63,10 +63,6 @@ def _chunks(stores: Sequence[FeatureStore]) -> Iterator[np.ndarray]:
             yield chunk.descriptors[chunk.status == 0].astype(np.float64)
 
 
-def _fine(stores: Sequence[FeatureStore]) -> np.ndarray:
-    return np.concatenate([store.status == 0 for store in stores])
-
-
 def _pca(stores: Sequence[FeatureStore], seed: int) -> np.ndarray:
     places = principal_components(stores, 2)[0]
     return np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
@@ -78,7 +74,7 @@ def _tsne(stores: Sequence[FeatureStore], seed: int) -> np.ndarray:
     # The usual perplexity, which must be below the number of images
     perplexity = min(30.0, (len(reduced) - 1) / 3)
     # Starts with the first two components, and so at what is alike far apart
-    return package.TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return _lying(package.TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced))
 
 
 def _umap(stores: Sequence[FeatureStore], seed: int) -> np.ndarray:
@@ -86,8 +82,15 @@ def _umap(stores: Sequence[FeatureStore], seed: int) -> np.ndarray:
     reduced = principal_components(stores, _REDUCED)[0].astype(np.float32)
     # Its spectral start needs more images than dimensions of the map, and some
     start = "spectral" if len(reduced) > 10 else "random"
-    return package.UMAP(n_neighbors=min(15, len(reduced) - 1), random_state=seed, n_jobs=1,
-                        init=start).fit_transform(reduced)
+    return _lying(package.UMAP(n_neighbors=min(15, len(reduced) - 1), random_state=seed, n_jobs=1,
+                               init=start).fit_transform(reduced))
+
+
+def _lying(places: np.ndarray) -> np.ndarray:
+    """Places (n,2) turned so that they are spread most from left to right: these methods mean nothing by
+    directions."""
+    places = places - places.mean(axis=0, dtype=np.float64)
+    return places @ np.linalg.eigh(places.T @ places)[1][:, ::-1]
 
 
 def _package(module: str, name: str, method: str):

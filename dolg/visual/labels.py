@@ -26,12 +26,14 @@ def labels_by_name(gnd: Path | None, list_file: Path | None) -> dict[str, str]:
 
 def landmarks_of(truth: GroundTruth) -> dict[str, str]:
     """Image name -> landmark. Queries that share a positive show one landmark, as do all their positives;
-    it is called by what the queries' names begin with alike. What is nobody's positive is in no landmark."""
+    it is called by what the names of all, or of the queries, begin with alike. What is nobody's positive is in no landmark."""
     groups = _joined([{("query", row), *(("image", int(i)) for i in _positives(entry))}
                       for row, entry in enumerate(truth.labels)])
     found = {}
     for group in groups:
-        name = _called([truth.queries[row] for kind, row in sorted(group) if kind == "query"])
+        queries = [truth.queries[row] for kind, row in sorted(group) if kind == "query"]
+        images = [truth.images[row] for kind, row in sorted(group) if kind == "image"]
+        name = _beginning([*queries, *images]) or _beginning(queries) or queries[0]
         while name in found.values():
             name += "'"
         for kind, row in group:
@@ -57,8 +59,8 @@ def _joined(sets: Sequence[set]) -> list[set]:
     return groups
 
 
-def _called(names: Sequence[str]) -> str:
-    """What the names begin with alike, without a number that is begun; the first name where that is
-    nothing."""
-    prefix = commonprefix(list(names)) if len(names) > 1 else names[0].rstrip("0123456789_-")
-    return prefix.rstrip("0123456789").rstrip("_- .") or names[0]
+def _beginning(names: Sequence[str]) -> str:
+    """What the names begin with alike, without a number that has only begun."""
+    prefix = commonprefix(list(names))
+    whole = prefix.rstrip("_- .")
+    return whole if whole != prefix else prefix.rstrip("0123456789").rstrip("_- .")

@@ -29,12 +29,12 @@ _METHOD_NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 def attention(args: argparse.Namespace) -> Figure:
     """Maps over images, of the network of a configuration."""
-    boxes = _boxes(args.boxes, len(args.images))
+    boxes = _boxes(args.box, len(args.image))
     describer = load(args.cfg, args.weights, args.opts)
     keys, found = describer.cfg.INFER, []
     if any(scale <= 0 for scale in args.scales):
         raise UserError(f"--scales {' '.join(f'{scale:g}' for scale in args.scales)}: give numbers above 0")
-    for path, box in zip(args.images, boxes):
+    for path, box in zip(args.image, boxes):
         photo = open_photograph(path, box, max_pixels=keys.MAX_PIXELS)
         found.append((photo, attention_maps(describer.network, photo.part, args.scales or keys.SCALES,
                                             args.kinds, describer.extractor.precision, keys.SIZE)))
@@ -43,8 +43,8 @@ def attention(args: argparse.Namespace) -> Figure:
 
 def matches(args: argparse.Namespace) -> Figure:
     """Two images and their matches: of stores, or described here."""
-    boxes = _boxes(args.boxes, 2)
-    if args.stores:
+    boxes = _boxes(args.box, 2)
+    if args.store:
         cfg = load_cfg(args.cfg, args.opts)
         photos, places = _stored_pair(args, boxes)
     else:
@@ -61,13 +61,13 @@ def rrt(args: argparse.Namespace) -> Figure:
     """What a reranking transformer attends to in two images of stores."""
     weights = ["RERANK.RRT.WEIGHTS", args.weights] if args.weights else []
     cfg = load_cfg(args.cfg, [*args.opts, *weights])
-    photos, places = _stored_pair(args, _boxes(args.boxes, 2))
+    photos, places = _stored_pair(args, _boxes(args.box, 2))
     return draw_attended(*photos, attend_pair(cfg, *places[0], *places[1]), args.layer)
 
 
 def embedding(args: argparse.Namespace) -> Figure:
     """The images of stores on a plane."""
-    stores = [FeatureStore(path) for path in args.stores]
+    stores = [FeatureStore(path) for path in args.store]
     label_of = labels_by_name(args.gnd, args.list)
     places, rows = embed(stores, args.method, args.seed)
     names = [name for store in stores for name in store.names]
@@ -85,13 +85,13 @@ def embedding(args: argparse.Namespace) -> Figure:
 
 
 def _stored_pair(args: argparse.Namespace, boxes: Sequence[Box | None]) -> tuple[list[Photograph], list[Place]]:
-    """The photographs of --pair, and their rows in --stores."""
-    if len(args.stores) > 2:
-        raise UserError(f"--stores names {len(args.stores)} stores: give one, or the query's and the "
+    """The photographs of --pair, and their rows in --store."""
+    if len(args.store) > 2:
+        raise UserError(f"--store names {len(args.store)} stores: give one, or the query's and the "
                         "candidate's")
     if not args.images:
-        raise UserError("--stores needs --images, the folders in which the stores' images are")
-    stores = [FeatureStore(path) for path in args.stores]
+        raise UserError("--store needs --images, the folders in which the stores' images are")
+    stores = [FeatureStore(path) for path in args.store]
     places = [(StoredImages([store]), _row(store, name)) for store, name in zip((stores[0], stores[-1]), args.pair)]
     return [_stored_photograph(args.images, name, box) for name, box in zip(args.pair, boxes)], places
 
@@ -109,7 +109,7 @@ def _stored_photograph(folders: Sequence[Path], name: str, box: Box | None) -> P
     return open_photograph(file, box, name)
 
 
-def _boxes(boxes: Sequence[Box | None], images: int) -> Sequence[Box | None]:
-    if len(boxes) not in (0, images):
-        raise UserError(f"--boxes: {len(boxes)} boxes for {images} images: give one for each, - for a whole one")
-    return boxes or [None] * images
+def _boxes(boxes: Sequence[Sequence[float]], images: int) -> list[Box | None]:
+    if len(boxes) > images:
+        raise UserError(f"--box: {len(boxes)} boxes for {images} images: give at most one for each")
+    return [*map(tuple, boxes), *[None] * (images - len(boxes))]

@@ -1,5 +1,6 @@
 """The results page: what it shows, what it embeds, and that nothing hostile gets through."""
 import base64
+import hashlib
 import io
 import json
 import pickle
@@ -8,19 +9,16 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as Photograph
 
-from dolg.errors import UserError
 from dolg.features.store import StoreWriter
-from dolg.report.page import render_page
-from dolg.report.results import (
-    Hit, ImageFolders, Method, Query, Report, gather_report, load_evaluation, load_evaluations,
-    open_ground_truth, open_stores,
-)
-from dolg.report.thumbnails import find_image, make_thumbnail
+from dolg.report.data import LABELS, script_json
+from dolg.report.page import render_page, write_report
+from dolg.report.results import Hit, Image, Method, Query, Report
+from dolg.report.training import TrainingLog
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
-HOSTILE = 'a"b\'<script>alert(1)</script>&amp;é漢'
+HOSTILE = "a\"b'<script>alert(1)</script><!--&amp;é漢\u2028"
 
 
 class Page(HTMLParser):
@@ -28,7 +26,7 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.open, self.texts = [], [], []
+        self.html, self.elements, self.open, self.texts, self.contents = html, [], [], [], {}
         self.feed(html)
         self.close()
         assert self.open == []
@@ -38,6 +36,9 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))       # as SVG has them
+
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
@@ -45,22 +46,34 @@ class Page(HTMLParser):
         self.texts.append((self.open[-1] if self.open else "", data))
 
     def text(self):
-        visible = " ".join(text for tag, text in self.texts if tag not in ("style", "title"))
-        return re.sub(r"\s+", " ", visible)
+        visible = " ".join(text for tag, text in self.texts
+                           if tag not in ("style", "title", "script"))
+        return re.sub(r"\s+", " ", visible).replace(" , ", ", ")
 
-    def with_class(self, name):
-        return [attributes for _, attributes in self.elements
-                if name in (attributes.get("class") or "").split()]
+    def of(self, tag):
+        """The contents of elements that hold text alone."""
+        return [text for found, text in self.texts if found == tag]
+
+    def data(self):
+        """What the script reads."""
+        return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', self.html,
+                                    re.DOTALL).group(1))
+
+    def tiles(self):
+        """The embedded thumbnails."""
+        found = re.findall(r'<script type="text/plain" id="tiles-(\d+)">(.*?)</script>', self.html)
+        assert [int(number) for number, _ in found] == list(range(len(found)))
+        return [base64.b64decode(tile) for _, block in found for tile in block.split(" ")]
 
 
-def evaluation(easy, medium, hard):
-    return {"dataset": "toy", "queries": len(medium), "database": 4, "distractors": 0,
+def evaluation(easy, medium, hard, **more):
+    return {"dataset": "toy", "queries": len(medium), "database": 4, "distractors": 0, **more,
             "protocols": {name: {"mAP": 0.5, "mP@1": 0.1, "mP@5": 0.2, "mP@10": 0.25, "ap": ap}
                           for name, ap in (("easy", easy), ("medium", medium), ("hard", hard))}}
 
 
 def save_image(path, colour, size=(64, 48), **options):
-    Image.new("RGB", size, colour).save(path, **options)
+    Photograph.new("RGB", size, colour).save(path, **options)
     return path
 
 
@@ -69,230 +82,202 @@ def report(tmp_path):
     """Three queries, two methods; images: two queries, one per label, one that is missing."""
     paths = {name: save_image(tmp_path / f"{name}.jpg", colour) for name, colour in [
         ("q0", "red"), ("q1", "blue"), ("A", "green"), ("B", "yellow"), ("C", "black")]}
-    paths["D"], paths["q2"] = tmp_path / "D.jpg", tmp_path / "A.jpg"
-    before = [Hit("A", paths["A"], 0.9, "easy"), Hit("B", paths["B"], 0.8, "hard"),
-              Hit("C", paths["C"], 0.7, "junk"), Hit("D", paths["D"], 0.6, "negative")]
-    after = [Hit("B", paths["B"], 0.5, "hard"), Hit("A", paths["A"], 0.25, "negative", True)]
-    both = {"before": {"easy": 1.0, "medium": 0.25, "hard": None},
-            "after": {"easy": 1.0, "medium": 0.75, "hard": None}}
-    none = {name: {"easy": None, "medium": None, "hard": None} for name in ("before", "after")}
-    low = {name: {"easy": 0.0, "medium": 0.125, "hard": 0.5} for name in ("before", "after")}
+    paths["q2"] = paths["A"]
+    images = {name: Image(name, tmp_path / f"{name}.jpg", name == "E") for name in "ABCDE"}
+    before = [Hit(images["A"], 0.9, "easy"), Hit(images["B"], 0.87654321, "hard"),
+              Hit(images["C"], 0.7, "junk"), Hit(images["D"], 0.6, "negative")]
+    after = [Hit(images["B"], 0.5, "hard"), Hit(images["E"], 0.25, "negative")]
     counts = {"easy": 1, "hard": 1, "junk": 1}
-    queries = [
-        Query(0, "q0", paths["q0"], (16, 12, 48, 36), counts, both,
-              {"before": before, "after": after}),
-        Query(1, "q1", paths["q1"], None, counts, none, {"before": [], "after": after}),
-        Query(2, "q2", paths["q2"], None, counts, low, {"before": before, "after": after}),
-    ]
+    queries = [Query("q0", paths["q0"], (16, 12, 48, 36), counts, {"before": before, "after": after}),
+               Query("q1", paths["q1"], None, counts, {"before": [], "after": after}),
+               Query("q2", paths["q2"], None, counts, {"before": before, "after": after})]
     easy, hard = [1.0, None, 0.0], [None, None, 0.5]
     methods = [Method("before", evaluation(easy, [0.25, None, 0.125], hard)),
-               Method("after", evaluation(easy, [0.75, None, 0.125], hard))]
-    methods[1].evaluation["protocols"]["medium"]["mAP"] = 0.5625
+               Method("after", evaluation(easy, [0.75, None, 0.125], hard,
+                                          failed={"query": ["q1"], "database": [], "distractors": 2}))]
+    methods[1].evaluation["protocols"]["medium"].update(mAP=0.4375, ranks=[[0, 3], None, [9]])
     methods[1].evaluation["protocols"]["hard"]["mAP"] = None
     return Report("toy", methods, queries)
 
 
-def test_every_query_is_there_worst_first(report):
-    page = Page(render_page(report))
-    articles = [attributes["id"] for tag, attributes in page.elements if tag == "article"]
-    assert articles == ["query-2", "query-0", "query-1"]
-    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
-    assert links[:3] == ["#query-2", "#query-0", "#query-1"]
-    assert ("html", {"lang": "en"}) in page.elements
-    headings = [tag for tag, _ in page.elements if tag in ("h1", "h2", "h3", "h4")]
-    assert headings == ["h1", "h2", "h2", "h2"] + 3 * ["h3", "h4", "h4"]
-
-
-def test_frames_and_labels(report):
-    page = Page(render_page(report))
-    results = [attributes["class"] for attributes in page.with_class("result")]
-    rows = ["result easy", "result hard", "result junk", "result negative"]
-    after = ["result hard", "result negative"]
-    assert results == rows + after + rows + after + after  # q2, q0, and q1 with one row empty
-    alts = [attributes["aria-label"] for _, attributes in page.elements
-            if attributes.get("role") == "img"]
-    assert alts[:7] == [
-        "Query q2", "Result 1, easy: A", "Result 2, hard: B", "Result 3, junk: C",
-        "Result 4, negative: D: not shown, no such file", "Result 1, hard: B",
-        "Result 2, negative: A"]
-    text = page.text()
-    assert "✓ easy 1 0.900 A" in text and "✓✓ hard 2 0.800 B" in text
-    assert "○ junk 3 0.700 C" in text and "✕ negative 4 0.600 D" in text
-    assert "0.250 distractor A" in text
-    assert "No results" in text
+def test_the_script_gets_every_query_and_result(report):
+    data = Page(render_page(report)).data()
+    assert data["protocols"] == ["easy", "medium", "hard"]
+    assert [query["name"] for query in data["queries"]] == ["q0", "q1", "q2"]
+    images = data["images"]
+    assert images["names"] == ["A", "B", "C", "D", "E"] and images["distractors"] == [4]
+    assert images["tiles"][3:] == ["no such file", "no such file"]
+    assert all(isinstance(tile, int) for tile in images["tiles"][:3])
+    q0, q1, q2 = data["queries"]
+    row = {"images": [0, 1, 2, 3], "scores": [0.9, 0.87654, 0.7, 0.6], "labels": "ehjn"}
+    other = {"images": [1, 4], "scores": [0.5, 0.25], "labels": "hn"}
+    assert q0["hits"] == q2["hits"] == [row, other]
+    assert q1["hits"] == [{"images": [], "scores": [], "labels": ""}, other]
+    assert q0["ap"] == [[1.0, 0.25, None], [1.0, 0.75, None]]
+    assert q1["ap"] == [[None] * 3] * 2 and q1["failed"] == [False, True]
+    assert q0["ranks"] == [[None] * 3, [None, [0, 3], None]]
+    assert q0["box"] == [0.25, 0.25, 0.5, 0.5] and q1["box"] is None and q1["crop"] is None
+    assert isinstance(q0["crop"], int) and q0["crop"] != q0["tile"]
+    assert data["positives"] == {"easy": "e", "medium": "eh", "hard": "h"}
+    assert data["skipped"] == {"easy": "jh", "medium": "j", "hard": "je"}
+    assert LABELS == {"easy": "e", "hard": "h", "ok": "o", "junk": "j", "negative": "n"}
 
 
 def test_table_and_changes(report):
-    text = Page(render_page(report)).text()
-    assert "before 4 images 50.00 50.00 50.00 25.00 25.00 25.00" in text
-    assert "after 4 images 50.00 ±0.00 56.25 +6.25 – 25.00 ±0.00" in text
-    assert "3 queries. after reaches a Medium mAP of 56.2 % , +6.2 points from before." in text
-    assert "Easy 100.0 ±0.0 Medium 75.0 +50.0 Hard –" in text
+    page = Page(render_page(report))
+    text = page.text()
+    # mAP and its interval of each protocol, then mP@10
+    assert "before 4 images 50.00 0.0–100.0 50.00 12.5–25.0 50.00 50.0–50.0 25.00 25.00 25.00" in text
+    assert ("after 4 images 50.00 0.0–100.0 ±0.00 ±0.0 to ±0.0 43.75 12.5–75.0 +25.00 ±0.0 to +50.0 "
+            "– 50.0–50.0 ±0.00 ±0.0 to ±0.0 25.00 25.00 25.00") in text
+    assert "3 queries, 2 methods. after reaches 43.8 % Medium" in text
+    assert "+25.0 points from before" in text
+    assert ("html", {"lang": "en"}) in page.elements
+    headings = [tag for tag, _ in page.elements if tag in ("h1", "h2", "h3", "h4")]
+    assert headings == ["h1", "h2", "h2", "h3", "h2", "h3", "h2", "h2"]
 
 
-def test_box_is_drawn_in_shares_of_the_image(report):
-    boxes = Page(render_page(report)).with_class("crop")
-    assert [box["style"] for box in boxes] == [
-        "left:25.00%;top:25.00%;width:50.00%;height:50.00%"]
+@pytest.mark.parametrize("cropped, heading", [
+    ([True, True], "mAP, %"), ([False, False], "mAP (queries not cropped), %"),
+    ([None, None], "mAP (cropping unknown), %"), ([True, False], "mAP (cropping differs), %")])
+def test_map_says_whether_queries_were_cropped(cropped, heading):
+    methods = [Method(str(number), evaluation([1.0], [0.5], [None], protocol={"query": {"cropped": value}}))
+               for number, value in enumerate(cropped)]
+    page = Page(render_page(Report("toy", methods)))
+    assert heading in page.of("th")
+    assert methods[1].detail() == "4 images" + (", queries not cropped" if cropped[1] is False else "")
 
 
-def test_each_distinct_image_is_embedded_once(report):
-    html = render_page(report)
-    data = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", html)
-    assert len(data) == len(set(data)) == 5
-    for jpeg in data:
-        assert Image.open(io.BytesIO(base64.b64decode(jpeg))).size == (64, 48)
+def test_uncropped_queries_are_shown_whole(report):
+    assert Page(render_page(report)).data()["cropped"] is True
+    for method in report.methods:
+        method.evaluation["protocol"] = {"query": {"cropped": False}}
+    assert Page(render_page(report)).data()["cropped"] is False
+
+
+def test_plain_labels_have_a_protocol_of_their_own(tmp_path):
+    hits = [Hit(Image(label, tmp_path / label), 0.5, label) for label in ("ok", "junk", "negative")]
+    query = Query("q", tmp_path / "q", None, {"ok": 1, "junk": 1}, {"a": hits})
+    method = Method("a", {"protocols": {"plain": {"mAP": 0.5, "ap": [0.5], "ranks": [[1]]}}})
+    page = Page(render_page(Report("toy", [method], [query])))
+    data = page.data()
+    assert data["protocols"] == ["plain"]
+    assert (data["positives"], data["skipped"]) == ({"plain": "o"}, {"plain": "j"})
+    assert data["queries"][0]["hits"][0]["labels"] == "ojn"
+    assert "a 50.00 50.0–50.0 –" in page.text() and "a reaches 50.0 % Plain" in page.text()
+
+
+def test_each_distinct_thumbnail_is_embedded_once(report):
+    page = Page(render_page(report))
+    tiles = page.tiles()
+    # q0 whole and cut, q1, A (also q2), B, C
+    assert len(tiles) == len(set(tiles)) == 6
+    assert sorted(Photograph.open(io.BytesIO(tile)).size for tile in tiles) == [(32, 24)] + [(64, 48)] * 5
+    data = page.data()
+    used = [data["queries"][0]["crop"], *(query["tile"] for query in data["queries"]),
+            *data["images"]["tiles"][:3]]
+    assert sorted(set(used)) == list(range(6)) and data["queries"][2]["tile"] == data["images"]["tiles"][0]
+    assert Photograph.open(io.BytesIO(tiles[data["queries"][1]["tile"]])).getpixel((9, 9))[2] > 200
+
+
+def test_many_thumbnails_come_in_blocks(tmp_path):
+    colours = [(n % 10 * 25, n // 10 % 10 * 25, n // 100 * 80) for n in range(300)]
+    paths = [save_image(tmp_path / f"{n}.png", colour, (8, 8)) for n, colour in enumerate(colours)]
+    hits = [Hit(Image(path.name, path), 0.5, "negative") for path in paths]
+    query = Query("q", paths[0], None, {}, {"a": hits})
+    page = Page(render_page(Report("toy", [Method("a", evaluation([1.0], [1.0], [1.0]))], [query])))
+    data, tiles = page.data(), page.tiles()
+    blocks = re.findall(r'id="tiles-\d+">([^<]+)<', page.html)
+    assert [len(block.split(" ")) for block in blocks[:-1]] == [data["block"]] * (len(blocks) - 1)
+    assert len(blocks) == 2
+    for number in (0, 255, 256, 299):
+        pixel = Photograph.open(io.BytesIO(tiles[data["images"]["tiles"][number]])).getpixel((4, 4))
+        assert pixel == pytest.approx(colours[number], abs=9)
+
+
+def test_a_folder_has_the_thumbnails_beside_the_page(report, tmp_path):
+    page = write_report(report, tmp_path / "out")
+    assert page == tmp_path / "out" / "index.html"
+    found = Page(page.read_text(encoding="utf-8"))
+    data = found.data()
+    assert found.tiles() == [] and len(data["files"]) == 7      # A twice: named after its height, too
+    assert {f"thumbnails/{file.name}" for file in (tmp_path / "out" / "thumbnails").iterdir()} == set(
+        data["files"])
+    query = tmp_path / "out" / data["files"][data["queries"][0]["crop"]]
+    assert Photograph.open(query).size == (32, 24)
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "thumbnails").iterdir()}
+    write_report(report, tmp_path / "out")
+    assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "thumbnails").iterdir()}
+    assert write_report(report, tmp_path / "alone.html").stat().st_size > 6 * 600
+
+
+def policy(page):
+    return next(attributes["content"] for tag, attributes in page.elements
+                if attributes.get("http-equiv") == "Content-Security-Policy")
+
+
+def test_the_policy_admits_the_pages_own_script_and_style_alone(report, tmp_path):
+    html = write_report(report, tmp_path / "a.html").read_text(encoding="utf-8")
     page = Page(html)
-    shown = [attributes["class"] for attributes in page.with_class("picture")]
-    assert shown.count("picture missing") == 2
-    for name in {value for classes in shown for value in classes.split()} - {"picture", "missing"}:
-        assert f".{name} {{" in html
+    for tag, pattern in (("style", r"<style>(.*?)</style>"), ("script", r"<script>(.*?)</script>")):
+        content, = re.findall(pattern, html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy(page)
+    assert "default-src 'none'" in policy(page) and "unsafe" not in policy(page)
+    assert "img-src data:;" in policy(page)
+    folder = Page(write_report(report, tmp_path / "b").read_text(encoding="utf-8"))
+    assert "img-src 'self' file:;" in policy(folder)
+    for _, attributes in page.elements:
+        assert not [key for key in attributes if key.startswith("on") or key in ("style", "srcset")]
+        assert not attributes.get("href", "#").removeprefix("#").count("/") and "src" not in attributes
+    outside = re.sub(r"http://www.w3.org/2000/svg", "", html)       # the name of SVG, which nobody asks
+    assert "http:" not in outside and "https:" not in outside
+    assert not {"link", "iframe", "object", "base", "form"} & {tag for tag, _ in page.elements}
 
 
-def test_page_refers_to_nothing_outside(report):
-    html = render_page(report)
-    assert "http:" not in html and "https:" not in html and "//" not in re.sub(
-        r"base64,[A-Za-z0-9+/=]+", "", html)
-    assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in Page(html).elements}
-
-
-def test_hostile_names_are_shown_as_they_are(report, tmp_path):
-    hit = Hit(HOSTILE, tmp_path / "none.jpg", 0.5, "negative")
-    ap = {HOSTILE: {"easy": None, "medium": 0.5, "hard": None}}
-    query = Query(0, HOSTILE, tmp_path / "none.jpg", (0, 0, 1, 1), {}, ap, {HOSTILE: [hit]})
-    method = Method(HOSTILE, evaluation([None], [0.5], [None]))
-    html = render_page(Report(HOSTILE, [method], [query]))
+def test_hostile_names_are_text(tmp_path):
+    hit = Hit(Image(HOSTILE, tmp_path / "none.jpg"), 0.5, "negative")
+    query = Query(HOSTILE, tmp_path / "none.jpg", (0, 0, 1, 1), {}, {HOSTILE: [hit]})
+    failed = {"query": [HOSTILE], "database": [], "distractors": 0}
+    method = Method(HOSTILE, evaluation([None], [0.5], [None], failed=failed, protocol={
+        HOSTILE: HOSTILE, "query": {HOSTILE: [HOSTILE]}}), reasons={HOSTILE: HOSTILE})
+    log = TrainingLog(HOSTILE, {HOSTILE: {"train": [(1, 2.0)]}})
+    html = render_page(Report(HOSTILE, [method], [query], [log], [HOSTILE]))
     page = Page(html)
-    assert not [tag for tag, _ in page.elements if tag == "script"]
-    assert f"Retrieval results on {HOSTILE}" in page.text()
-    assert [attributes["title"] for attributes in page.with_class("name")] == [HOSTILE]
+    assert len([tag for tag, _ in page.elements if tag == "script"]) == 2       # data and script
+    shown = re.sub(r"\s+", " ", HOSTILE)
+    assert f"Retrieval results on {shown}" in page.text() and page.text().count(shown) >= 8
+    data = page.data()
+    assert data["images"]["names"] == [HOSTILE] and data["methods"][0]["name"] == HOSTILE
     assert not [key for _, attributes in page.elements for key in attributes if key[:2] == "on"]
 
 
-def test_thumbnails_are_small_and_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by a quarter to show"
-    photo = Image.new("RGB", (800, 400), "blue")
-    photo.paste("red", (0, 0, 400, 400))  # the left half as stored, the upper half as shown
-    photo.save(tmp_path / "a.jpg", exif=exif)
-    thumbnail = make_thumbnail(tmp_path / "a.jpg", 120)
-    small = Image.open(io.BytesIO(thumbnail.jpeg))
-    assert small.size == (thumbnail.width, thumbnail.height) == (60, 120)
-    assert (thumbnail.source_width, thumbnail.source_height) == (400, 800)
-    assert small.getpixel((30, 20))[0] > 200 and small.getpixel((30, 100))[2] > 200
-    for mode in ("L", "P", "CMYK", "RGBA", "1", "I;16"):
-        Image.new(mode, (30, 20)).save(tmp_path / "mode.tif")
-        assert make_thumbnail(tmp_path / "mode.tif", 120).width == 30
+def test_names_that_are_no_text_become_visible(tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    path = save_image(tmp_path / "a.jpg", "red")
+    query = Query(name, path, None, {}, {name: [Hit(Image(name, path), 0.5, "easy")]})
+    method = Method(name, evaluation([1.0], [1.0], [1.0]))
+    page = write_report(Report(name, [method], [query]), tmp_path / "page.html")
+    found = Page(page.read_text(encoding="utf-8"))
+    assert r"Retrieval results on caf\udce9" in found.text()
+    assert found.data()["images"]["names"] == [r"caf\udce9"]
 
 
-def test_unreadable_images_give_a_reason(tmp_path):
-    (tmp_path / "text.jpg").write_text("no image")
-    (tmp_path / "empty.jpg").touch()
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "whole.jpg")
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1500])
-    (tmp_path / "folder.jpg").mkdir()
-    # A BMP header that claims 60000 x 60000 pixels.
-    size = (60000).to_bytes(4, "little")
-    (tmp_path / "huge.bmp").write_bytes(
-        b"BM" + bytes(8) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little") + size + size
-        + (1).to_bytes(2, "little") + (24).to_bytes(2, "little") + bytes(24))
-    problems = {path.name: make_thumbnail(path, 120).problem for path in tmp_path.iterdir()}
-    assert problems["text.jpg"] == problems["empty.jpg"] == "not an image file"
-    assert "truncated" in problems["cut.jpg"] and "directory" in problems["folder.jpg"]
-    assert problems["huge.bmp"] == "absurdly large image" and problems["whole.jpg"] == ""
-    assert make_thumbnail(tmp_path / "nul\0.jpg", 120).problem
+def test_json_cannot_end_its_element():
+    text = script_json({"a": ["</script>", "<!--<script>", "\u2028&"]})
+    assert not re.search("[<>&\u2028]", text) and text.isascii()
+    assert json.loads(text) == {"a": ["</script>", "<!--<script>", "\u2028&"]}
 
 
-def test_images_are_found_by_name(tmp_path):
-    assert find_image(tmp_path, "st.peter_1") == tmp_path / "st.peter_1.jpg"
-    assert find_image(tmp_path, "0/12.JPG") == tmp_path / "0/12.JPG"
-    assert find_image(tmp_path, "x.png") == tmp_path / "x.png"
-
-
-@pytest.mark.parametrize("content, message", [
-    ("{", "is not JSON"),
-    ("[1]", 'no "protocols"'),
-    ('{"protocols": {"easy": {"mAP": 0.5, "ap": [1]}}}', '"medium" has no list "ap"'),
-    (json.dumps(evaluation([1.0], [87.0], [None])), "not in 0..1"),
-    (json.dumps(evaluation([1.0], [float("nan")], [None])), "not in 0..1"),
-    (json.dumps(evaluation([1.0, 0.5], [1.0, 0.5], [None, 0.5])), "2 queries.* has 1"),
-])
-def test_files_that_are_no_evaluation_are_refused(tmp_path, content, message):
-    path = tmp_path / "result.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=message) as caught:
-        load_evaluation(path, queries=1)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_results_that_cannot_be_compared_are_refused(tmp_path):
-    with pytest.raises(UserError, match="cannot read"):
-        load_evaluation(tmp_path / "absent.json")
-    first, other = evaluation([1.0], [1.0 + 2e-16], [None]), evaluation([1.0], [1.0], [None])
-    other["dataset"] = "elsewhere"
-    (tmp_path / "a.json").write_text(json.dumps(first))
-    (tmp_path / "b.json").write_text(json.dumps(other))
-    assert load_evaluations([("a", tmp_path / "a.json")], 1) == {"a": first}
-    with pytest.raises(UserError, match="two results are called 'a'"):
-        load_evaluations([("a", tmp_path / "a.json"), ("a", tmp_path / "b.json")], 1)
-    with pytest.raises(UserError, match="a is of toy, b is of elsewhere"):
-        load_evaluations([("a", tmp_path / "a.json"), ("b", tmp_path / "b.json")], 1)
-
-
-def recorded(cropped, distractors=0, **changes):
-    """An evaluation that says by which protocol it was made."""
-    record = {"ground_truth_sha256": "a" * 64, "query": {"cropped": cropped}, **changes}
-    return {**evaluation([1.0], [0.5], [None]), "distractors": distractors, "protocol": record}
-
-
-def write_pairs(folder, **evaluations):
-    """[name, file] of each evaluation."""
-    for name, content in evaluations.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return [(name, folder / f"{name}.json") for name in evaluations]
-
-
-@pytest.mark.parametrize("other, words", [
-    (recorded(True, 30), "number of distractors: 0 and 30"),
-    (recorded(False), "queries cropped: yes and no"),
-    (recorded(True, ground_truth_sha256="b" * 64), "aaaaaaaaaaaa and bbbbbbbbbbbb"),
-    (evaluation([1.0], [0.5], [None]), "queries cropped: yes and unknown")])
-def test_results_of_different_protocols_are_refused(tmp_path, other, words):
-    pairs = write_pairs(tmp_path, a=recorded(True), b=recorded(True), c=other)
-    assert list(load_evaluations(pairs[:2])) == ["a", "b"]
-    with pytest.raises(UserError, match=f"a and c cannot be compared, they differ in .*{words}"):
-        load_evaluations(pairs)
-    assert load_evaluations(pairs, across=True)["c"] == other
-
-
-def test_results_without_a_record_are_loaded(tmp_path):
-    pairs = write_pairs(tmp_path, a=evaluation([1.0], [0.5], [None]),
-                        b=evaluation([1.0], [0.75], [None]))
-    assert list(load_evaluations(pairs)) == ["a", "b"]
-
-
-def test_methods_say_what_is_unusual_in_their_protocol():
-    assert Method("a", recorded(True)).detail() == "4 images"
-    assert Method("a", recorded(False)).detail() == "4 images, mAP (queries not cropped)"
-    assert Method("a", recorded(None)).detail() == "4 images, mAP (cropping unknown)"
-    assert Method("a", evaluation([1.0], [0.5], [None])).detail() == "4 images"
-
-
-def test_command_shows_different_protocols_only_where_asked(run_tool, tmp_path):
-    pairs = write_pairs(tmp_path, a=recorded(True), b=recorded(True, 30))
-    options = [option for pair in pairs for option in ("--result", *pair)]
-    page = tmp_path / "page.html"
-    done = run_tool("tools/report.py", *options, "-o", page)
-    assert done.returncode == 1 and not page.exists()
-    assert done.stderr == ("error: a and b cannot be compared, they differ in number of "
-                           "distractors: 0 and 30 (--across compares them all the same)\n")
-    done = run_tool("tools/report.py", *options, "-o", page, "--across")
-    assert done.returncode == 0, done.stderr
-    text = Page(page.read_text(encoding="utf-8")).text()
-    assert "a 4 images 50.00" in text
-    assert ("b 4 images, 30 distractors, differs from the first in number of distractors: 0 and 30"
-            in text)
+def test_failures_and_training_are_shown(report):
+    log = TrainingLog("run", {"loss": {"train": [(1, 2.0), (2, 1.0)], "test": [(1, 3.0)]}})
+    page = Page(render_page(Report("toy", report.methods, report.queries, [log], ["something is amiss"])))
+    text = page.text()
+    assert "Failed images of after 1 query, 0 database, 2 distractors" in text
+    assert "Failed images of before" not in text
+    assert "something is amiss." in text
+    assert "loss" in page.of("figcaption")
+    assert "Training" in page.of("h2") and "Training" not in Page(render_page(report)).of("h2")
 
 
 FAILED_QUERY, FAILED_IMAGE = 3, 34
@@ -325,7 +310,6 @@ def benchmark(shared, tmp_path):
     options = ["--gnd", folder / "gnd_minilandmarks.pkl",
                "--result", "near", tmp_path / "near.json", "--stores", "near", *stores[:2],
                "--result", "far", tmp_path / "far.json", "--stores", "far", *stores,
-               "--distractor-images", folder / "distractors",
                "--json", tmp_path / "results.json", "-o", tmp_path / "new" / "report.html"]
     names = gnd["imlist"] + distractors
     return options, gnd, names, np.concatenate([arrays["database"], arrays["distractor"]]), arrays
@@ -344,23 +328,19 @@ def test_command_on_the_small_benchmark(run_tool, benchmark, tmp_path):
     options, gnd, names, descriptors, arrays = benchmark
     done = run_tool("tools/report.py", *options, fresh=True)
     assert done.returncode == 0, done.stderr
-    html = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
-    page = Page(html)
-    assert not page.with_class("missing")
-    alts = [attributes["aria-label"] for _, attributes in page.elements
-            if attributes.get("role") == "img"]
-    shown = " | ".join(alts) + " | "
-    for q, name in enumerate(gnd["qimlist"]):
-        expected = f"Query {name} | "
-        for count in (len(gnd["imlist"]), len(names)):
+    page = Page((tmp_path / "new" / "report.html").read_text(encoding="utf-8"))
+    data = page.data()
+    assert all(isinstance(tile, int) for tile in data["images"]["tiles"])
+    letters = {letter: label for label, letter in LABELS.items()}
+    for q, query in enumerate(data["queries"]):
+        assert query["name"] == gnd["qimlist"][q] and isinstance(query["crop"], int)
+        for hits, count in zip(query["hits"], (len(gnd["imlist"]), len(names))):
+            found = [(letters[letter], data["images"]["names"][image])
+                     for letter, image in zip(hits["labels"], hits["images"])]
             rows = slow_rows(gnd["gnd"][q], names, descriptors[:count], arrays["query_crop"][q])
-            if q != FAILED_QUERY:
-                expected += "".join(f"Result {rank}, {label}: {hit} | "
-                                    for rank, (label, hit) in enumerate(rows, 1))
-        assert expected in shown
-    assert len(alts) == 22 + 21 * 20
-    data = re.findall(r"data:image/jpeg;base64,([^)]+)", html)
-    assert len(data) == len(set(data)) == len(set(re.findall(r"picture (image-\d+)", html)))
+            assert found == ([] if q == FAILED_QUERY else rows)
+    assert len(data["queries"]) == 22
+    assert len(page.tiles()) == len(set(page.tiles()))
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results) == ["near", "far"]
     assert results["far"] == json.loads((tmp_path / "far.json").read_text())
@@ -368,12 +348,12 @@ def test_command_on_the_small_benchmark(run_tool, benchmark, tmp_path):
 
 def test_command_without_ground_truth_makes_the_table(run_tool, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(evaluation([1.0], [0.5], [None])))
-    done = run_tool("tools/report.py", "--result", "alone", tmp_path / "a.json",
-                    "-o", tmp_path / "page.html")
+    done = run_tool("tools/report.py", f"alone={tmp_path / 'a.json'}", "-o", tmp_path / "page.html")
     assert done.returncode == 0, done.stderr
+    assert "Queries are not shown: no result says where its ground truth lies" in done.stdout
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert "alone 4 images 50.00 50.00 50.00 25.00 25.00 25.00" in page.text()
-    assert not [tag for tag, _ in page.elements if tag == "article"]
+    assert "alone 4 images 50.00 100.0–100.0 50.00 50.0–50.0 50.00 25.00 25.00 25.00" in page.text()
+    assert "Queries" not in page.of("h2") and page.data()["queries"] == []
 
 
 def test_command_says_mistakes_in_one_line(run_tool, benchmark, tmp_path):
@@ -381,28 +361,3 @@ def test_command_says_mistakes_in_one_line(run_tool, benchmark, tmp_path):
     assert done.returncode == 1
     assert re.fullmatch("error: stores are given for 'other'.*near, far\n", done.stderr)
     assert not (tmp_path / "new").exists()
-
-
-def test_stores_that_do_not_fit_are_refused(benchmark, tmp_path):
-    query, database = tmp_path / "query", tmp_path / "database"
-    for group, message in [(["a", query], "need a QUERY and a DATABASE store"),
-                           (["a", query, tmp_path], str(tmp_path))]:
-        with pytest.raises(UserError, match=message):
-            open_stores([list(map(str, group))], ["a"])
-    with pytest.raises(UserError, match="given twice for 'a'"):
-        open_stores([["a", query, database]] * 2, ["a"])
-    truth = open_ground_truth(benchmark[0][1])
-    evaluations = load_evaluations([("a", tmp_path / "near.json")], len(truth.queries))
-    folders = ImageFolders(tmp_path)
-    with pytest.raises(UserError, match="absent is not a folder of images"):
-        gather_report(evaluations, truth, {}, ImageFolders(tmp_path, tmp_path / "absent"))
-    with pytest.raises(UserError, match="absent.pkl"):
-        open_ground_truth(tmp_path / "absent.pkl")
-    for group, message in [(["a", database, database], "holds 55 images.* has 22 queries"),
-                           (["a", query, query], "holds 22 images.* has 55 database images")]:
-        with pytest.raises(UserError, match=message):
-            gather_report(evaluations, truth, open_stores([group], ["a"]), folders)
-    stores = open_stores([["a", query, database]], ["a"])
-    truth.images[7], truth.images[8] = truth.images[8], truth.images[7]
-    with pytest.raises(UserError, match="as image 7"):
-        gather_report(evaluations, truth, stores, folders)
