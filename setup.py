@@ -15,7 +15,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["dolg", "dolg.*", "revisitop", "revisitop.*"]),
-    package_data={"dolg.report": ["*.j2"]},
+    package_data={"dolg.report": ["*.j2", "*.css", "script/*.js"], "dolg.serve": ["assets/*"]},
     install_requires=[line for line in LINES if line and not line.startswith(("-", "#"))],
     extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "playwright>=1.49", "nbclient>=0.10",
                              "ipykernel>=6"],

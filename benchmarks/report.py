@@ -1,6 +1,6 @@
 """The HTML report of 70 queries x 400 results x 4 methods: how long it takes to make and to open.
 
-    python benchmarks/report.py [--images 5000] [--size 1024x768] [--queries 70] [--top 400]
+    python benchmarks/report.py [--images 2000] [--size 1024x768] [--queries 70] [--top 400]
         [--methods 4] [--rounds 5] [--folder FOLDER]
 
 Photographs are synthetic, results are drawn by chance. Made twice: the second report reuses the
@@ -133,7 +133,7 @@ def open_once(browser, path: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, value in (("images", 5000), ("queries", 70), ("top", 400), ("methods", 4), ("rounds", 5)):
+    for name, value in (("images", 2000), ("queries", 70), ("top", 400), ("methods", 4), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--size", default="1024x768", help="of the photographs (default: 1024x768)")
     parser.add_argument("--folder", type=Path, help="kept between runs (default: a temporary one)")

@@ -136,7 +136,7 @@ def largest_difference(outputs: Callable[[torch.Tensor], torch.Tensor], network:
                        whitening: Whitening | None, size: tuple[int, int] | None = None) -> float:
     """The largest difference, in any entry, between what `outputs` makes of images, float32 (B,3,H,W) of
     0 to 255, and the descriptors that `network` has of them as extraction computes them."""
-    generator, largest = torch.Generator().manual_seed(0), 0.0
+    generator, found = torch.Generator().manual_seed(0), []
     for batch, *usual in _TRIED:
         # Patches of colour, other ones in each image, which scales and colour orders change
         patches = torch.randint(0, 256, (batch, 3, 5, 4), generator=generator).float()
@@ -144,26 +144,24 @@ def largest_difference(outputs: Callable[[torch.Tensor], torch.Tensor], network:
         expected = describe(network, images, [1.0])
         if whitening:
             expected = whitening(expected)
-        difference = (outputs(images.float()) - expected).abs().max().item()
-        if not difference <= largest:
-            largest = difference
-    return largest
+        found.append((outputs(images.float()) - expected).abs().max())
+    return torch.stack(found).max().item()      # NaN if any is
 
 
 def _check(describer: Describer, file: Path, size: tuple[int, int] | None) -> None:
     """Raise UserError for what cannot be exported, before any work is done."""
     missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None]
     if file.suffix == ".onnx" and missing:
-        raise UserError(f"an ONNX file needs {', '.join(missing)}: pip install {' '.join(missing)}, or write "
-                        "a .pt2 file, which needs nothing but PyTorch")
+        raise UserError(f"an ONNX file needs {', '.join(missing)}: pip install {' '.join(missing)}, or "
+                        "write a .pt2 file, which needs nothing but PyTorch")
     if size and min(size) < 1:
         raise UserError(f"--size is {size[0]} {size[1]}: give pixels, at least 1")
     if describer.extractor.whitening and len(describer.extractor.scales) > 1:
         raise UserError("INFER.WHITENING acts on the average over INFER.SCALES, and a file sees one scale: "
                         "give INFER.SCALES [1.0], or INFER.WHITENING '' and whiten the averages")
     if not size and _sizes_are_fixed(describer.network):
-        raise UserError(f"{describer.cfg.TIMM.NAME} is a transformer, which can be exported for images of one "
-                        "size alone: give --size HEIGHT WIDTH")
+        raise UserError(f"{describer.cfg.TIMM.NAME} is a transformer, which can be exported for images of "
+                        "one size alone: give --size HEIGHT WIDTH")
 
 
 def _sizes_are_fixed(network: nn.Module) -> bool:

@@ -13,8 +13,9 @@ PHOTOS="$DATA/minilandmarks/jpg" IMAGES=docs/images FEATURES=output/figures
 LITE0=(--cfg configs/eval/efficientnet_lite0_gem.yaml --weights "$WEIGHTS")
 
 say "where a network looks"
-python tools/visualize.py attention "${LITE0[@]}" --kinds share --box 153 28 505 441 -o $IMAGES/attention.jpg \
-    --image "$PHOTOS"/sacre_coeur_93341989_396310999.jpg "$PHOTOS"/london_bridge_78916675_4568141288.jpg
+python tools/visualize.py attention "${LITE0[@]}" --kinds share --box 153 28 505 441 \
+    -o $IMAGES/attention.jpg --image "$PHOTOS"/sacre_coeur_93341989_396310999.jpg \
+    "$PHOTOS"/london_bridge_78916675_4568141288.jpg
 
 say "what matches"
 python tools/visualize.py matches "${LITE0[@]}" --box 153 28 505 441 -o $IMAGES/matches.jpg \
@@ -24,13 +25,15 @@ python tools/visualize.py matches "${LITE0[@]}" --box 153 28 505 441 -o $IMAGES/
 say "what is alike"
 python tools/infer.py --cfg configs/eval/efficientnet_lite0_gem.yaml TEST.WEIGHTS "$WEIGHTS" \
     INFER.DATASET minilandmarks INFER.DATA_DIR "$DATA" INFER.OUT_DIR $FEATURES
-python tools/visualize.py embedding --store $FEATURES/minilandmarks/database $FEATURES/minilandmarks/query \
-    --images "$PHOTOS" --gnd "$DATA/minilandmarks/gnd_minilandmarks.pkl" --method tsne -o $IMAGES/embedding.jpg
+python tools/visualize.py embedding --store $FEATURES/minilandmarks/{database,query} \
+    --images "$PHOTOS" --gnd "$DATA/minilandmarks/gnd_minilandmarks.pkl" --method tsne \
+    -o $IMAGES/embedding.jpg
 
 if [ -n "$QUICKSTART" ]; then
     say "DOLG"
     python tools/visualize.py attention --cfg configs/quickstart.yaml OUT_DIR "$QUICKSTART/train" \
-        --image "$QUICKSTART/data/synthetic/jpg/landmark0000_query_0.jpg" --scales 0.7071 1 1.4142 -o $IMAGES/dolg.jpg
+        --image "$QUICKSTART/data/synthetic/jpg/landmark0000_query_0.jpg" --scales 0.7071 1 1.4142 \
+        -o $IMAGES/dolg.jpg
 fi
 
 if [ -n "$RERANKING" ]; then

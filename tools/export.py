@@ -12,8 +12,8 @@ from dolg.features.describer import load
 
 def arguments() -> argparse.Namespace:
     parser = config_parser(
-        "Write the descriptor network to a file that runs without this package: from images (B,3,H,W) of any "
-        "size, float32, RGB, 0 to 255, to descriptors of unit length. The file is tried on several sizes, and "
+        "Write the descriptor network to a file that runs without this package: from images (B,3,H,W) of "
+        "any size, float32, RGB, 0 to 255, to descriptors of unit length. It is tried on several sizes and "
         f"not written where a descriptor is off by more than {TOLERANCE:g}.")
     parser.add_argument("--weights", metavar="FILE", default="",
                         help="default: TEST.WEIGHTS, or the newest checkpoint in OUT_DIR")

@@ -25,7 +25,8 @@ def search(args: argparse.Namespace) -> None:
         ask(args)
     elif args.command == "query":
         with process_group("cpu"):
-            results = search_indexes(args.indexes, FeatureStore(args.query), args.top, args.probes, args.gpu)
+            results = search_indexes(args.indexes, FeatureStore(args.query), args.top, args.probes,
+                                     args.gpu)
             if is_main():
                 show_results(results, args.output)
     else:

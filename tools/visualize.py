@@ -1,5 +1,5 @@
-"""Pictures of the inside of networks and stores: attention, matches, what a reranking transformer attends to,
-descriptors on a plane; --help."""
+"""Pictures of the inside of networks and stores: attention, matches, what a reranking transformer
+attends to, descriptors on a plane; --help."""
 from dolg.core.cli import run
 from dolg.errors import UserError
 from dolg.visual.arguments import parse_args

@@ -1,5 +1,5 @@
 """Descriptors of images in Python: what tools/infer.py does, without a store."""
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -86,7 +86,8 @@ class Describer:
 
     def _result(self, images: AnyImage | Sequence[AnyImage],
                 boxes: Sequence[Box | None] | None) -> ChunkResult:
-        images = [images] if isinstance(images, AnyImage) else list(images)
+        several = isinstance(images, Iterable) and not isinstance(images, AnyImage)
+        images = list(images) if several else [images]
         boxes = [None] * len(images) if boxes is None else list(boxes)
         if len(boxes) != len(images):
             raise UserError(f"{len(boxes)} boxes are given for {len(images)} images: give one for each, "
@@ -138,16 +139,27 @@ def _pixels(image: AnyImage, row: int, max_pixels: int) -> torch.Tensor:
     if isinstance(image, (str, PathLike)):
         return read_image(image, max_pixels)
     if isinstance(image, Image.Image):
-        image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    if isinstance(image, np.ndarray):
+        image = _pixels_of_pillow(ImageOps.exif_transpose(image), row)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
         if image.ndim == 2:
             image = np.repeat(image[:, :, None], 3, 2)
-        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) if image.ndim == 3 else None
-    fits = image is not None and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3
-    if not fits or not image.numel():
+        # A copy: PyTorch warns of arrays that may not be written to, such as Pillow's
+        image = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
+    fits = isinstance(image, torch.Tensor) and (image.dtype, image.ndim) == (torch.uint8, 3)
+    if not fits or len(image) != 3 or not image.numel():
         raise UserError(f"image {row} is no image of RGB pixels in uint8: give NumPy's (height, width, 3) "
                         "or PyTorch's (3, height, width), 0 to 255")
     return image
+
+
+def _pixels_of_pillow(image: Image.Image, row: int) -> np.ndarray:
+    """uint8 (H,W,3) or (H,W), as the image's file would be read."""
+    if image.mode.startswith("I;16"):
+        return (np.array(image) >> 8).astype(np.uint8)      # Pillow's own conversion makes all of it white
+    if image.mode in ("I", "F"):
+        raise UserError(f"image {row} has Pillow's mode {image.mode}, which does not say what is white: "
+                        "give NumPy's array in uint8")
+    return np.array(image.convert("RGB"))
 
 
 def _name(image: AnyImage, row: int) -> str:

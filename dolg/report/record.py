@@ -60,10 +60,20 @@ def sections(methods: Sequence[Method]) -> list[Section]:
 
 
 def differing(parts: Sequence[Section]) -> list[Fact]:
-    """The facts that are not alike, with the section in their names; but not those of reranking, by
-    which methods differ on purpose."""
-    return [Fact(f"{part.title}: {fact.name}", fact.values, True) for part in parts
-            if part.title != _SECTIONS["reranking"] for fact in part.facts if fact.differs]
+    """The facts that are not alike, with the section in their names; those that some records have and
+    others lack are counted, a line per section. Not those of reranking, by which methods differ on
+    purpose."""
+    found = []
+    for part in parts:
+        differs = [fact for fact in part.facts if fact.differs and part.title != _SECTIONS["reranking"]]
+        lacking = [fact.values for fact in differs if _ABSENT in fact.values]
+        found += [Fact(f"{part.title}: {fact.name}", fact.values, True) for fact in differs
+                  if _ABSENT not in fact.values]
+        if lacking:
+            counts = [sum(value != _ABSENT for value in values) for values in zip(*lacking)]
+            found.append(Fact(f"{part.title}: recorded facts that others lack",
+                              [str(count) for count in counts], True))
+    return found
 
 
 def failures(methods: Sequence[Method]) -> list[Failures]:

@@ -165,4 +165,4 @@ def _total(costs: Sequence[Sequence[tuple[float, int, float]]], stages: Sequence
 
 def _described(stage: Stage) -> dict:
     return {"method": stage.reranker.name, "k": stage.k, "weight": stage.weight,
-            "temperature": stage.temperature, **stage.reranker.settings}
+            "temperature": stage.temperature, "settings": stage.reranker.settings}

@@ -7,8 +7,8 @@ from dolg.search.measuring import DEPTH
 
 COMMANDS = {"build": "train an index on a sample of stores, and add them",
             "add": "add stores to an index",
-            "query": "search one index, or several that together are the database, for all images of a store, "
-                     "or for a photograph",
+            "query": "search one index, or several that together are the database, for all images of a "
+                     "store, or for a photograph",
             "measure": "what indexes cost and lose against the exact search",
             "neighbours": "list the nearest others of every image of stores, in a folder"}
 # Options of query --image: name, metavar, default, help
@@ -55,12 +55,14 @@ def _add_build(add) -> None:
 
 
 def _add_query(add) -> None:
-    add("words", nargs="*", metavar="INDEX | KEY VALUE", help="with --query the indexes, with --image keys to "
+    add("words", nargs="*", metavar="INDEX | KEY VALUE",
+        help="with --query the indexes, with --image keys to "
         "change, such as INFER.LOCAL True")
     add("--query", metavar="STORE", help="search for each of its images")
     add("--image", type=Path, metavar="PHOTO", help="search for a photograph")
     add("--top", type=int, default=10, metavar="K", help="results (default: 10)")
-    add("-o", "--output", type=Path, metavar="FILE", help="write a .csv instead of printing it; with --image, "
+    add("-o", "--output", type=Path, metavar="FILE",
+        help="write a .csv instead of printing it; with --image, "
         "the picture (default: PHOTO-results.jpg)")
     for option, metavar, default, text in _OF_PHOTOS:
         add(f"--{option}", metavar=metavar, default=default, help=f"with --image: {text}")
@@ -68,7 +70,8 @@ def _add_query(add) -> None:
         "searched, stores exactly")
     add("--images", nargs="+", default=[], metavar="FOLDER", help="with --image: of the database's "
         "images, for the picture; one for each store, or all are looked through")
-    add("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="with --image: cut it to this, in "
+    add("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"),
+        help="with --image: cut it to this, in "
         "pixels")
 
 

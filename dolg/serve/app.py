@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from flask import Flask, Response
 
 MOST_RESULTS = 200
-_ASSETS = {"/": ("page.html", "text/html; charset=utf-8"), "/page.css": ("page.css", "text/css; charset=utf-8"),
+_ASSETS = {"/": ("page.html", "text/html; charset=utf-8"),
+           "/page.css": ("page.css", "text/css; charset=utf-8"),
            "/page.js": ("page.js", "text/javascript; charset=utf-8"),
            "/box.js": ("box.js", "text/javascript; charset=utf-8"),
            "/icon.svg": ("icon.svg", "image/svg+xml")}
@@ -70,7 +71,8 @@ def build_app(finder: Finder, host: str, max_bytes: int, turns: Turns) -> "Flask
         try:
             jpeg = views.view(row, size)
         except ImageError as error:
-            raise RequestError(404, f"{finder.database.name(row)} cannot be shown: {error.reason}") from None
+            name = finder.database.name(row)
+            raise RequestError(404, f"{name} cannot be shown: {error.reason}") from None
         return _response(jpeg, "image/jpeg", {"Cache-Control": "private, max-age=3600"})
 
     @app.post("/api/search")
@@ -165,7 +167,8 @@ def _box(text: str) -> Box | None:
 
 def _about(finder: Finder) -> dict:
     describer, database = finder.describer, finder.database
-    return {"model": describer.settings["model"], "dimensions": describer.dim, "device": describer.device.type,
+    return {"model": describer.settings["model"], "dimensions": describer.dim,
+            "device": describer.device.type,
             "images": len(database), "database": [path.name for path in database.paths],
             "has_images": bool(finder.files.folders), "depth": finder.rerankers.depth, "side": finder.side,
             "rerankers": [{"name": name, "missing": why} for name, why in finder.rerankers.offer().items()]}

@@ -12,7 +12,8 @@ def ask(args: argparse.Namespace) -> None:
     picture = args.output or Path(f"{args.image.stem}-results.jpg")
     kind_of_picture(picture)        # a mistake is told before the search
     (paths, folders), keys = without_keys(args.indexes, args.images)
-    finder = open_finder(args.cfg, args.weights, keys + args.opts, paths, folders, args.reranker, args.probes)
+    finder = open_finder(args.cfg, args.weights, keys + args.opts, paths, folders, args.reranker,
+                         args.probes, on_gpu=args.gpu)
     found = finder.find(args.image, tuple(args.box) if args.box else None, args.top, args.reranker)
     title = f"{finder.describer.settings['model']}, {len(finder.database):,} images asked"
     write_sheet(picture, args.image, found, title, finder.limits.pixels)

@@ -1,4 +1,4 @@
-"""The images that are searched: indexes and feature stores, one after another, and where their files are."""
+"""The images that are searched: indexes and feature stores, one after another; and their files."""
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,7 +66,7 @@ class Database:
 
     Args:
         paths: folders that tools/search.py build or tools/infer.py made.
-        probes: of indexes with cells, see `Index`.
+        probes, on_gpu: of indexes, see `Index`.
 
     Attributes:
         stores: all stores, also of the indexes; empty where one of them is not there any more.
@@ -75,10 +75,10 @@ class Database:
     Raises UserError for folders that are neither, and for images that come twice.
     """
 
-    def __init__(self, paths: Sequence[str | Path], probes: int = 16):
+    def __init__(self, paths: Sequence[str | Path], probes: int = 16, on_gpu: bool = False):
         if not paths:
             raise UserError("there is no database to ask: give an index or stores by --index")
-        self._parts = [_open_part(Path(path), probes) for path in paths]
+        self._parts = [_open_part(Path(path), probes, on_gpu) for path in paths]
         self._check_different()
         self._starts = np.cumsum([0, *(part.count for part in self._parts)])
         self._store_starts = np.cumsum([0, *(count for part in self._parts for count in part.counts)])
@@ -117,8 +117,8 @@ class Database:
         """Scores (n,) float32 and rows (n,) int64, n <= k, best first, of those found for a descriptor
         (D,); equal scores by row. `device` is for stores."""
         found = [part.search(descriptor[None], k, device) for part in self._parts]
-        scores, rows = merge_results([(scores, np.where(rows >= 0, rows + start, -1)) for (scores, rows), start
-                                      in zip(found, self._starts.tolist())], k)
+        scores, rows = merge_results([(scores, np.where(rows >= 0, rows + start, -1))
+                                      for (scores, rows), start in zip(found, self._starts.tolist())], k)
         there = rows[0] >= 0
         return scores[0, there], rows[0, there]
 
@@ -139,7 +139,8 @@ class Database:
         for part in self._parts:
             for digest in part.digests:
                 if digest in seen:
-                    raise UserError(f"{part.path} has images that {seen[digest]} has as well: give each once")
+                    raise UserError(f"{part.path} has images that {seen[digest]} has as well: give each "
+                                    "once")
                 seen[digest] = part.path
 
 
@@ -172,9 +173,9 @@ class ImageFiles:
                      if file.is_file()), None)
 
 
-def _open_part(path: Path, probes: int) -> _StorePart | _IndexPart:
+def _open_part(path: Path, probes: int, on_gpu: bool) -> _StorePart | _IndexPart:
     if (path / "index.json").exists():
-        return _IndexPart(Index(path, probes))
+        return _IndexPart(Index(path, probes, on_gpu))
     if not (path / "manifest.json").exists():
         what = "holds neither an index nor a store" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}: give what tools/search.py build or tools/infer.py made")
@@ -190,8 +191,8 @@ def _check_settings(store: FeatureStore, settings: dict) -> None:
     for key, decided_by in _SETTINGS.items():
         was, now = store.manifest.get(key), settings.get(key)
         if was != now:
-            raise UserError(f"{store.path} was made with another {key} than this model's ({_short(was)}, and "
-                            f"not {_short(now)}): give the {decided_by} that it was made with")
+            raise UserError(f"{store.path} was made with another {key} than this model's ({_short(was)}, "
+                            f"and not {_short(now)}): give the {decided_by} that it was made with")
 
 
 def _short(value: object) -> str:

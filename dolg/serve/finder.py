@@ -150,13 +150,14 @@ class Finder:
 
 def open_finder(cfg: str, weights: str, opts: Sequence[str], paths: Sequence[str | Path],
                 folders: Sequence[str | Path] = (), methods: str = "", probes: int = 16,
-                limits: Limits | None = None, side: int = 0) -> Finder:
+                limits: Limits | None = None, side: int = 0, on_gpu: bool = False) -> Finder:
     """A Finder of a configuration file, weights, further keys, and the folders of a database.
 
     Queries get local features where a reranker of the chain `methods` ("all": any) wants them and the
-    database has them, whatever INFER.LOCAL is. Without `limits` photographs have those of extraction.
+    database has them, whatever INFER.LOCAL is. `probes` and `on_gpu` are those of `Index`. Without
+    `limits` photographs have those of extraction.
     """
-    database = Database(paths, probes)
+    database = Database(paths, probes, on_gpu)
     files = ImageFiles(database, folders)
     settings = load_cfg(cfg, list(opts)).clone()
     settings.defrost()

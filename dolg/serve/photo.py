@@ -12,7 +12,7 @@ from dolg.data.decode import ImageError, decode, read_file, read_header
 from dolg.errors import UserError
 
 # How files of these kinds begin; what is after RIFF's length is WebP's own
-_SIGNATURES = {"JPEG": (b"\xff\xd8\xff",), "PNG": (b"\x89PNG\r\n\x1a\n",), "WebP": (b"RIFF",), "BMP": (b"BM",)}
+_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WebP": b"RIFF", "BMP": b"BM"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ class Photo:
             top, left, rows, columns = pixels_inside(box, height, width)
         except ValueError:
             corners = " ".join(f"{corner:g}" for corner in box)
-            raise UserError(f"the box {corners} leaves nothing of {self.name}, which has {width} x {height} "
-                            "pixels: give x1 y1 x2 y2 with x1 < x2 and y1 < y2 inside of it") from None
+            raise UserError(f"the box {corners} leaves nothing of {self.name}, which has {width} x "
+                            f"{height} pixels: give x1 y1 x2 y2 with x1 < x2 and y1 < y2 inside of "
+                            "it") from None
         return left, top, left + columns, top + rows
 
 

@@ -71,7 +71,8 @@ class Rerankers:
         """The list (n,) of the query in a store, reordered by a chain such as "spatial@0.5" or
         "rrt+spatial": rows (n,) int64, scores (n,) float64. Raises UserError for one that cannot be had."""
         parsed = [parse_method(self._cfg, method) for method in methods.split("+")]
-        stages = [build_stage(self._cfg, self._reranker(name), self.depth, weight) for name, weight in parsed]
+        stages = [build_stage(self._cfg, self._reranker(name), self.depth, weight)
+                  for name, weight in parsed]
         return rerank_list(stages, self._query.ask(store), rows, scores)
 
     def check(self, methods: str) -> None:
@@ -105,11 +106,11 @@ class Rerankers:
             return
         for store in self._database.stores:
             if not store.local_dim:
-                raise UserError(f"{name} compares local features, and {store.path} has none: extract it with "
-                                "INFER.LOCAL True")
+                raise UserError(f"{name} compares local features, and {store.path} has none: extract it "
+                                "with INFER.LOCAL True")
             if not self._query.local_dim:
-                raise UserError(f"{name} compares local features: give INFER.LOCAL True, as {store.path} was "
-                                "made with")
+                raise UserError(f"{name} compares local features: give INFER.LOCAL True, as {store.path} "
+                                "was made with")
             for key in ("local", "local_whitening"):
                 if store.manifest.get(key) != self._settings.get(key) and "config_digest" in store.manifest:
                     raise UserError(f"{name} compares local features, and those of {store.path} were made "
@@ -122,5 +123,5 @@ class Rerankers:
             raise UserError("rrt needs a trained transformer: give RERANK.RRT.WEIGHTS FILE")
         words = Path(keys.ASMK.FOLDER or folder / "asmk") / "codebook.npz"
         if name == "asmk" and not words.exists():
-            raise UserError(f"asmk needs visual words, and {words} is not there: learn them by tools/rerank.py "
-                            "with these stores, and give RERANK.ASMK.FOLDER")
+            raise UserError(f"asmk needs visual words, and {words} is not there: learn them by "
+                            "tools/rerank.py with these stores, and give RERANK.ASMK.FOLDER")

@@ -24,15 +24,16 @@ _SILENCE, _LOOK = 15, 2
 def serve(app: "Flask", host: str, port: int, max_bytes: int, deadline: float = 60.0) -> None:
     """Serve until Ctrl-C or SIGTERM; says the address when it is ready.
 
-    port: 0: any that is free. max_bytes: of a request's body, with what is around its chunks, if it has any;
-    larger ones are refused before they are read. deadline: seconds that a request may take to arrive, its last byte included.
+    port: 0: any that is free. max_bytes: of a request's body, with what is around its chunks, if it has
+    any; larger ones are refused before they are read. deadline: seconds that a request may take to
+    arrive, its last byte included.
     Raises UserError where the address cannot be had, or waitress is not installed.
     """
     listening = _listen(host, port)
     server = _bounded_server(app, listening, max_bytes, deadline)
     if not is_loopback(host):
-        say(f"WARNING: {host} can be reached from other machines: whoever reaches it sees the database's "
-            "images, and may use this machine's time; there is no password")
+        say(f"WARNING: {host} can be reached from other machines: whoever reaches it sees the "
+            "database's images, and may use this machine's time; there is no password")
     shown, number = listening.getsockname()[:2]
     shown = f"[{shown}]" if ":" in shown else shown
     say(f"ready: http://{shown}:{number}/ (Ctrl-C ends it)")

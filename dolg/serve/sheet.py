@@ -65,7 +65,8 @@ def _draw_query(sheet: Image.Image, draw: ImageDraw.ImageDraw, query: Image.Imag
     if found.reranker:
         lines.insert(2, f"the first {found.reranked} reordered by {found.reranker}")
     for number, line in enumerate(lines):
-        draw.text((x, y + 48 + 30 * number), _fitted(draw, line, _font(19), _WIDTH - _MARGIN - x), _PALE, _font(19))
+        text = _fitted(draw, line, _font(19), _WIDTH - _MARGIN - x)
+        draw.text((x, y + 48 + 30 * number), text, _PALE, _font(19))
 
 
 def _region_text(found: Found) -> str:

@@ -38,7 +38,7 @@ class Views:
     def _made(self, row: int, side: int) -> bytes:
         file = self._files.find(row)
         if file is None:
-            raise ImageError(self._files.database.name(row), "its file is not in the folders that were given")
+            raise ImageError(self._files.database.name(row), "its file is in none of the given folders")
         pixels = read_image(file, self._max_pixels).permute(1, 2, 0).flip(2).contiguous().numpy()
         scale = min(1.0, side / max(pixels.shape[:2]))
         if scale < 1:

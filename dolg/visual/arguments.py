@@ -19,8 +19,8 @@ def parse_args(description: str) -> argparse.Namespace:
                                      epilog="All keys and their meaning: dolg/config.py").add_argument
            for name, text in COMMANDS.items()}
     for name in ("attention", "matches", "rrt"):
-        add[name]("--cfg", metavar="FILE", required=True, help="a YAML file of configs/; after it, or last, keys "
-                  "to change: KEY VALUE ..., such as RERANK.SPATIAL.THRESHOLD 10")
+        add[name]("--cfg", metavar="FILE", required=True, help="a YAML file of configs/; after it, or "
+                  "last, keys to change: KEY VALUE ..., such as RERANK.SPATIAL.THRESHOLD 10")
         add[name]("--weights", metavar="FILE", default="", help="of the network, instead of TEST.WEIGHTS"
                   if name != "rrt" else "of the transformer, instead of RERANK.RRT.WEIGHTS")
     _add_attention(add["attention"])
@@ -67,7 +67,8 @@ def _add_embedding(add) -> None:
     add("--images", nargs="+", default=[], metavar="FOLDER", type=Path,
         help="where the images are, for thumbnails (default: dots alone)")
     add("--method", choices=METHODS, default="pca", help="default: pca")
-    add("--gnd", type=Path, metavar="FILE.pkl", help="a ground truth, for colours: what it calls one landmark")
+    add("--gnd", type=Path, metavar="FILE.pkl",
+        help="a ground truth, for colours: what it calls one landmark")
     add("--list", type=Path, metavar="FILE", help="lines of 'path label', for colours")
     add("--seed", type=int, default=0, help="of tsne, umap and the choice of thumbnails (default: 0)")
     add("--size", type=float, default=0.4, metavar="INCHES", help="of a thumbnail (default: 0.4)")

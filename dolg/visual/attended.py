@@ -74,8 +74,11 @@ def watched_forward(model: RerankingTransformer, query: Side,
     The model runs as it always does; the weights are computed of what each layer was given.
     """
     given = []
-    hooks = [layer.self_attn.register_forward_pre_hook(lambda module, inputs: given.append((module, inputs)))
-             for layer in model.encoder.layers]
+
+    def note(module: SelfAttention, inputs: tuple) -> None:
+        given.append((module, inputs))
+
+    hooks = [layer.self_attn.register_forward_pre_hook(note) for layer in model.encoder.layers]
     try:
         logits = model(query, candidate)
     finally:

@@ -27,6 +27,9 @@ from dolg.models.cgd import CGD
 from dolg.models.dolg import DOLG, orthogonal_part
 
 KINDS = ("attention", "orthogonal", "share")
+# What `attention` is of a network that has learned none
+_LENGTHS = "attention: lengths of the features of the map before the last"
+_SHARE = "share in the pooled vector"
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,8 @@ def attention_maps(network: nn.Module, pixels: np.ndarray, scales: Sequence[floa
     found = [found for kind in kinds for found in _of_kind(network, kind, pools, scales, watch.passes)]
     if not found:
         raise UserError(f"a network of the kind {type(network).__name__} has no {' or '.join(kinds)} to "
-                        "show: MODEL.ARCH dolg has all kinds, delg and gem attention and share, superglobal "
-                        "and cgd share")
+                        "show: MODEL.ARCH dolg has all kinds, delg and gem attention and share, "
+                        "superglobal and cgd share")
     return found
 
 
@@ -131,9 +134,8 @@ def _of_kind(network: nn.Module, kind: str, pools: dict[str, nn.Module], scales:
     if "attention" not in passes[0].outputs:
         return []
     if kind == "attention":
-        learned = hasattr(network, "attention")
-        return maps("attention" if learned else "attention: lengths of the features of the map before the last",
-                    [one.outputs["attention"][0, 0] for one in passes])
+        title = "attention" if hasattr(network, "attention") else _LENGTHS
+        return maps(title, [one.outputs["attention"][0, 0] for one in passes])
     if not isinstance(network, DOLG):
         return []
     return maps("share of a local feature that is orthogonal to the global descriptor",
@@ -166,5 +168,5 @@ def _pools_of(network: nn.Module) -> dict[str, nn.Module]:
     """Title -> the module that makes one vector of the last map."""
     if isinstance(network, CGD):
         names = {"AveragePooling": "average", "MaximumPooling": "maximum", "GeM": "GeM"}
-        return {f"share in the pooled vector ({names[type(pool).__name__]})": pool for pool in network.pools}
-    return {"share in the pooled vector": network.pool} if hasattr(network, "pool") else {}
+        return {f"{_SHARE} ({names[type(pool).__name__]})": pool for pool in network.pools}
+    return {_SHARE: network.pool} if hasattr(network, "pool") else {}

@@ -58,11 +58,12 @@ def _title(found: PairAttention, layer: int | None) -> str:
 def _legend(sides: tuple[np.ndarray, np.ndarray], across: np.ndarray) -> list[tuple[str, dict]]:
     shares = [float(side.sum()) for side in sides]
     colour = tuple(_colours(np.array(0.75)))
-    entries = [("disc: how much the token that the logit is read off takes of a local feature; of the query's "
-                f"together {shares[0]:.0%}, of the candidate's {shares[1]:.0%}",
-                {"linestyle": "", "marker": "o", "color": colour, "markeredgecolor": DARK, "markersize": 6})]
+    entries = [("disc: how much the token that the logit is read off takes of a local feature; of the "
+                f"query's together {shares[0]:.0%}, of the candidate's {shares[1]:.0%}",
+                {"linestyle": "", "marker": "o", "color": colour, "markeredgecolor": DARK,
+                 "markersize": 6})]
     if across.any():
-        entries.append(("line: of which feature of the candidate one of the query takes most; the strongest "
-                        f"{across.max():.1%}",
+        entries.append(("line: of which feature of the candidate one of the query takes most; the "
+                        f"strongest {across.max():.1%}",
                         {"color": colour, "linewidth": 1.6}))
     return entries

@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -27,7 +28,8 @@ def draw_attention(images: Sequence[tuple[Photograph, Sequence[AttentionMap]]]) 
     width = max((WIDTH - 2 * MARGIN - _BAR) / columns - _GAP, _NARROWEST)
     # What the photograph's part takes
     panels = [(width, width * min(photo.height / photo.width, _HIGHEST)) for photo, _, _, _ in rows]
-    heights = [_HEAD + height + _FOOT + _NAME * is_first for (_, height), (*_, is_first) in zip(panels, rows)]
+    heights = [_HEAD + height + _FOOT + _NAME * is_first
+               for (_, height), (*_, is_first) in zip(panels, rows)]
     sheet = Sheet(2 * MARGIN + _BAR + columns * (width + _GAP), MARGIN + sum(heights))
     top = MARGIN
     for (photo, title, maps, is_first), panel, height in zip(rows, panels, heights):
@@ -51,8 +53,8 @@ def _draw_maps(sheet: Sheet, top: float, panel: tuple[float, float], photo: Phot
         place = _fitted((left, top + _HEAD), panel, part.shape[1] / part.shape[0])
         show(sheet.axes(*place), overlaid(part, values, low, high))
         rows, cells = one.values.shape
-        sheet.text(left, top + _HEAD + height + 0.04, f"scale {one.scale:g}  ·  {cells} × {rows} cells", SMALL,
-                   PALE)
+        sheet.text(left, top + _HEAD + height + 0.04, f"scale {one.scale:g}  ·  {cells} × {rows} cells",
+                   SMALL, PALE)
         left += width + _GAP
     colour_bar(sheet.axes(left + 0.02, top + _HEAD, 0.1, height), low, high)
 
@@ -90,6 +92,6 @@ def colour_range(maps: Sequence[AttentionMap]) -> tuple[float, float, str]:
     """
     is_share = maps[0].kind == "share"
     values = [one.values * (one.values.size if is_share else 1) for one in maps]
-    low = min(float(value.min()) for value in values)
-    return (low if maps[0].kind == "orthogonal" else min(0.0, low), max(float(value.max()) for value in values),
+    low, high = (float(find([find(value) for value in values])) for find in (np.min, np.max))
+    return (low if maps[0].kind == "orthogonal" else min(0.0, low), high,
             ", times an even share" if is_share else "")

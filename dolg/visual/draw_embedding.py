@@ -69,7 +69,8 @@ def apart(spots: np.ndarray, side: float, order: np.ndarray) -> list[int]:
     for row in order.tolist():
         x, y = spots[row]
         cell = int(x // side), int(y // side)
-        near = [other for i in (-1, 0, 1) for j in (-1, 0, 1) for other in taken.get((cell[0] + i, cell[1] + j), ())]
+        near = [other for i in (-1, 0, 1) for j in (-1, 0, 1)
+                for other in taken.get((cell[0] + i, cell[1] + j), ())]
         if all(np.abs(spots[other] - spots[row]).max() >= side for other in near):
             taken.setdefault(cell, []).append(row)
             rows.append(row)
@@ -105,13 +106,16 @@ def _draw_thumbnail(axes: Axes, spot: np.ndarray, pixels: np.ndarray, side: floa
                              zorder=4))
 
 
-def _draw_legend(axes: Axes, labels: Sequence[str], styles: dict[str, tuple[str, str]], left: float) -> None:
+def _draw_legend(axes: Axes, labels: Sequence[str], styles: dict[str, tuple[str, str]],
+                 left: float) -> None:
     counts = Counter(labels)
-    entries = {label: (f"{shortened(label, 17)} ({counts[label]})", *style) for label, style in styles.items()}
+    entries = {label: (f"{shortened(label, 17)} ({counts[label]})", *style)
+               for label, style in styles.items()}
     if rest := sum(number for label, number in counts.items() if label not in styles):
         entries[""] = (f"others ({rest})", _NOBODYS, "o")
     handles = [Line2D([], [], linestyle="", marker=marker, color=colour, markersize=5.5,
-                      markeredgecolor="white", markeredgewidth=0.4) for _, colour, marker in entries.values()]
+                      markeredgecolor="white", markeredgewidth=0.4)
+               for _, colour, marker in entries.values()]
     axes.legend(handles, [words for words, _, _ in entries.values()], loc="upper left", frameon=False,
                 fontsize=SMALL + 0.5, labelcolor=INK, bbox_to_anchor=(left + 0.1, _HEIGHT),
                 bbox_transform=axes.transData, borderpad=0, borderaxespad=0, handletextpad=0.3)

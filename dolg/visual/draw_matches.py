@@ -41,8 +41,8 @@ def _title(found: MatchedPair) -> str:
 def _legend(found: MatchedPair, has_outline: bool) -> list[tuple[str, dict]]:
     dot = {"linestyle": "", "marker": "o"}
     entries = [
-        (f"{count(found.inliers, 'inlier')}", {"color": INLIER, "linewidth": 1.6, "marker": "o",
-                                              "markersize": 4, "markeredgecolor": DARK, "markeredgewidth": 0.5}),
+        (count(found.inliers, "inlier"), {"color": INLIER, "linewidth": 1.6, "marker": "o", "markersize": 4,
+                                          "markeredgecolor": DARK, "markeredgewidth": 0.5}),
         (f"{count(int(np.sum(~found.pair.inliers)), 'other match', 'other matches')}",
          {"color": "#bdbdbd", "linewidth": 0.9}),
         (f"{len(found.query_xy)} and {len(found.candidate_xy)} local features",

@@ -19,8 +19,8 @@ DARK = "#101010"
 class PairSheet:
     """A sheet with two images of equal height.
 
-    What is drawn over them, each upon what was drawn before, is drawn in `over`, whose unit is an inch, from
-    the sheet's upper left corner.
+    What is drawn over them, each upon what was drawn before, is drawn in `over`, whose unit is an inch,
+    from the sheet's upper left corner.
 
     Args:
         query, candidate: the images; what is cut of them has a dashed outline.
@@ -62,7 +62,7 @@ class PairSheet:
 
     def lines(self, query_xy: np.ndarray, candidate_xy: np.ndarray, colour, width: float | np.ndarray,
               opacity: float | np.ndarray = 1.0, cased: bool = False) -> None:
-        """From places in the query to places in the candidate, (n,2) pixels each; `cased`: with dark edges."""
+        """From places in the query to places in the candidate, (n,2) pixels each; `cased`: dark edges."""
         segments = np.stack([self.place(0, query_xy), self.place(1, candidate_xy)], axis=1)
         if cased:
             self.over.add_collection(LineCollection(segments, colors=DARK, linewidths=np.add(width, 1.1),
@@ -99,7 +99,8 @@ class PairSheet:
         top = self.frames[0][1] + self.frames[0][3] + 0.09
         handles = [Line2D([], [], **options) for _, options in entries]
         legend = self.over.legend(
-            handles, [words for words, _ in entries], loc="upper left", ncols=len(entries) if in_line else 1, frameon=False,
+            handles, [words for words, _ in entries], loc="upper left",
+            ncols=len(entries) if in_line else 1, frameon=False,
             fontsize=SMALL, labelcolor=INK, handlelength=1.6, handletextpad=0.5, columnspacing=1.6,
             labelspacing=0.35, borderpad=0, borderaxespad=0, bbox_to_anchor=(left, top),
             bbox_transform=self.over.transData)

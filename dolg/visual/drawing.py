@@ -59,7 +59,9 @@ def plain(text: str) -> str:
 
 def shortened(text: str, most: int) -> str:
     """A name of at most so many letters, without its middle."""
-    return text if len(text) <= most else f"{text[:most // 2 - 1]}…{text[len(text) - (most - most // 2):]}"
+    if len(text) <= most:
+        return text
+    return f"{text[:most // 2 - 1]}…{text[len(text) - (most - most // 2):]}"
 
 
 def show(axes: Axes, pixels: np.ndarray) -> None:
@@ -103,6 +105,6 @@ def write_picture(figure: Figure, path: Path) -> None:
     """Write a figure as the picture that its name says, whole or not at all."""
     check_picture(path)
     kind, content = ENDINGS[path.suffix.lower()], BytesIO()
-    options = {"pil_kwargs": {"quality": 84, "optimize": True, "progressive": True}} if kind == "jpeg" else {}
-    figure.savefig(content, format=kind, dpi=DPI, **options)
+    jpeg = {"pil_kwargs": {"quality": 84, "optimize": True, "progressive": True}}
+    figure.savefig(content, format=kind, dpi=DPI, **(jpeg if kind == "jpeg" else {}))
     write_atomically(path, content.getvalue())

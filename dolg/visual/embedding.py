@@ -11,7 +11,8 @@ from dolg.features.store import FeatureStore
 _REDUCED = 50
 
 
-def embed(stores: Sequence[FeatureStore], method: str = "pca", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def embed(stores: Sequence[FeatureStore], method: str = "pca",
+          seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Places (n,2) float64 of the images of stores, and their rows (n,), counted through all stores;
     images that failed have no place.
 
@@ -23,8 +24,8 @@ def embed(stores: Sequence[FeatureStore], method: str = "pca", seed: int = 0) ->
     find = choose(METHODS, method, "--method")
     dims = {store.dim for store in stores}
     if len(dims) > 1:
-        raise UserError(f"the stores have descriptors of {', '.join(map(str, sorted(dims)))} dimensions: give "
-                        "stores that one network made")
+        raise UserError(f"the stores have descriptors of {', '.join(map(str, sorted(dims)))} dimensions: "
+                        "give stores that one network made")
     rows = np.flatnonzero(np.concatenate([store.status == 0 for store in stores]))
     if len(rows) < 3:
         raise UserError(f"{len(rows)} images have a descriptor: a map needs 3 or more")

@@ -26,7 +26,8 @@ def labels_by_name(gnd: Path | None, list_file: Path | None) -> dict[str, str]:
 
 def landmarks_of(truth: GroundTruth) -> dict[str, str]:
     """Image name -> landmark. Queries that share a positive show one landmark, as do all their positives;
-    it is called by what the names of all, or of the queries, begin with alike. What is nobody's positive is in no landmark."""
+    it is called by what the names of all, or of the queries, begin with alike. What is nobody's positive
+    is in no landmark."""
     groups = _joined([{("query", row), *(("image", int(i)) for i in _positives(entry))}
                       for row, entry in enumerate(truth.labels)])
     found = {}

@@ -65,4 +65,4 @@ def projected_outline(pair: MatchedPair, box: tuple[float, float, float, float])
     moved = corners @ matrix.T
     if not ((moved[:, 2] > 0).all() or (moved[:, 2] < 0).all()):
         return None
-    return moved[:, :2]
+    return moved[:, :2] / moved[:, 2:]

@@ -74,8 +74,11 @@ def embedding(args: argparse.Namespace) -> Figure:
     names = [names[row] for row in rows.tolist()]
     labels = [label_of.get(name, "") for name in names]
     if label_of and not any(labels):
-        raise UserError(f"{args.gnd or args.list} knows none of the images of the stores, such as {names[0]}")
-    files = {row: find_photograph(args.images, name) for row, name in enumerate(names)} if args.images else {}
+        raise UserError(f"{args.gnd or args.list} knows none of the images of the stores, such as "
+                        f"{names[0]}")
+    files = {}
+    if args.images:
+        files = {row: find_photograph(args.images, name) for row, name in enumerate(names)}
     if args.images and not any(files.values()):
         raise UserError(f"--images: none of the stores' images, such as {names[0]}, is under "
                         f"{', '.join(map(str, args.images))}")
@@ -84,7 +87,8 @@ def embedding(args: argparse.Namespace) -> Figure:
                           args.size if files else 0.0, args.seed)
 
 
-def _stored_pair(args: argparse.Namespace, boxes: Sequence[Box | None]) -> tuple[list[Photograph], list[Place]]:
+def _stored_pair(args: argparse.Namespace,
+                 boxes: Sequence[Box | None]) -> tuple[list[Photograph], list[Place]]:
     """The photographs of --pair, and their rows in --store."""
     if len(args.store) > 2:
         raise UserError(f"--store names {len(args.store)} stores: give one, or the query's and the "
@@ -92,7 +96,8 @@ def _stored_pair(args: argparse.Namespace, boxes: Sequence[Box | None]) -> tuple
     if not args.images:
         raise UserError("--store needs --images, the folders in which the stores' images are")
     stores = [FeatureStore(path) for path in args.store]
-    places = [(StoredImages([store]), _row(store, name)) for store, name in zip((stores[0], stores[-1]), args.pair)]
+    places = [(StoredImages([store]), _row(store, name))
+              for store, name in zip((stores[0], stores[-1]), args.pair)]
     return [_stored_photograph(args.images, name, box) for name, box in zip(args.pair, boxes)], places
 
 

@@ -2,6 +2,7 @@
 import contextlib
 import io
 import pickle
+import re
 import threading
 from argparse import Namespace
 from functools import partial
@@ -97,8 +98,11 @@ def make_photographs(folder: Path, names: list[str], size: tuple[int, int] = (24
         Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), np.uint8)).save(file)
 
 
-def make_revisited(root: str, name: str, distractors: int = 4) -> None:
-    """A set in the Revisited format of 2 queries and 6 images, with a folder of distractors."""
+def make_revisited(root: str, name: str, page: str, distractors: int = 4) -> None:
+    """A set in the Revisited format of 2 queries and 6 images, with a folder of distractors, and beside
+    them the images that a page names."""
+    named = re.findall(rf"{name}/jpg/([\w.-]+)", Page(page).code())
+    make_photographs(Path(root, name, "jpg"), named, (640, 480))
     names = [f"{kind}_{number}" for number in range(4) for kind in ("one", "two")]
     write_truth(Path(root), name, names[2:], names[:2])
     make_photographs(Path(root, name, "jpg"), [f"{image}.jpg" for image in names])

@@ -9,23 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 # Networks keep their kind and the dimensions of their descriptors, and are shallow and narrow
-NETWORK = ["MODEL.DEPTH", "18", "RESNET.TRANS_FUN", "", "RESNET.NUM_GROUPS", "1", "RESNET.WIDTH_PER_GROUP", "64",
-           "RESNET.STEM_WIDTH", "8", "MODEL.HEADS.IN_FEAT", "0"]
-TRANSFORMER = ["MODEL.RRT.LAYERS", "1", "MODEL.RRT.FEEDFORWARD", "64", "MODEL.RRT.LOCALS", "32"]
+NETWORK = ["MODEL.DEPTH", "18", "RESNET.TRANS_FUN", "", "RESNET.NUM_GROUPS", "1",
+           "RESNET.WIDTH_PER_GROUP", "64", "RESNET.STEM_WIDTH", "8", "MODEL.HEADS.IN_FEAT", "0", "MODEL.RRT.LAYERS", "1",
+           "MODEL.RRT.FEEDFORWARD", "64", "MODEL.RRT.LOCALS", "32"]
 SMALL_AS_THEY_ARE = ("configs/quickstart.yaml", "configs/delg/synthetic.yaml", "configs/rrt/synthetic.yaml")
 RUN = ["DATA_LOADER.NUM_WORKERS", "0", "NUM_GPUS", "1"]
-TRAINING = ["OPTIM.MAX_EPOCH", "1", "TRAIN.BATCH_SIZE", "12", "TRAIN.IM_SIZE", "32", "TEST.BATCH_SIZE", "12",
-            "TEST.IM_SIZE", "36", "MODEL.NUM_CLASSES", "8", "LOG_PERIOD", "1"]
+TRAINING = ["OPTIM.MAX_EPOCH", "1", "TRAIN.BATCH_SIZE", "12", "TRAIN.IM_SIZE", "32", "TEST.BATCH_SIZE",
+            "12", "TEST.IM_SIZE", "36", "MODEL.NUM_CLASSES", "8", "LOG_PERIOD", "1"]
 LANDMARKS = ["--train-landmarks", "4", "--train-photos", "7", "--val-photos", "1", "--test-landmarks", "2",
              "--queries", "1", "--easy", "3", "--hard", "3", "--junk", "1", "--distractors", "12",
              "--train-size", "64", "--size", "64", "--workers", "1"]
 
 # What is put behind the arguments of a command
 ADDED = {
-    "tools/train.py": [*RUN, *TRAINING, *TRANSFORMER],
+    "tools/train.py": [*RUN, *TRAINING],
     "tools/infer.py": [*RUN, "INFER.SIZE", "0"],
-    "tools/rerank.py": [*RUN, *TRANSFORMER],
-    "tools/rerank_classes.py": [*RUN, *TRANSFORMER, "INFER.SIZE", "32", "MODEL.NUM_CLASSES", "8"],
+    "tools/rerank.py": RUN,
+    "tools/rerank_classes.py": [*RUN, "INFER.SIZE", "32", "MODEL.NUM_CLASSES", "8"],
     "tools/make_landmarks.py": LANDMARKS,
 }
 
@@ -57,8 +57,8 @@ WEIGHTS = {
     "tf_efficientnet_lite0.pth": "timm",
 }
 
-# Sections of the configuration that take any keys, options of other programs that pages name, and files that a
-# reader is told to write
+# Sections of the configuration that take any keys, options of other programs that pages name, and files that
+# a reader is told to write
 FREE_SECTIONS = ("LOSS.PML.ARGS", "LOSS.PML.MINER_ARGS")
 OTHER_OPTIONS = {"--max-restarts", "--signals-to-handle"}
 TO_BE_WRITTEN = {"dolg/models/rmac.py"}
@@ -75,8 +75,7 @@ EXEMPT = {
 # What a page takes for granted: commands that ran before it, variables that its reader has set, names that
 # its Python code has
 EXTRACT = """
-    for WHAT in "INFER.DATASET roxford5k" "INFER.DATASET rparis6k" \\
-            "INFER.IMAGES datasets/data/revisitop1m/revisitop1m.txt"; do
+    for WHAT in "INFER.DATASET roxford5k" "INFER.IMAGES datasets/data/revisitop1m/revisitop1m.txt"; do
         python tools/infer.py --cfg configs/dolg/r50_gldv2_8gpu.yaml TEST.WEIGHTS dolg_r50.pyth $WHAT \\
             INFER.OUT_DIR output/r50
     done
@@ -84,23 +83,29 @@ EXTRACT = """
 DELG_OF_2048 = """
     for WHAT in "INFER.DATASET roxford5k" "INFER.IMAGES datasets/data/revisitop1m/revisitop1m.txt"; do
         python tools/infer.py --cfg configs/delg/r50_gldv2_8gpu.yaml $WHAT TEST.WEIGHTS delg_of_2048.pyth \\
-            MODEL.HEADS.REDUCTION_DIM 2048 MODEL.DELG.LOCAL_DIM 128 INFER.LOCAL True INFER.OUT_DIR output/delg
+            MODEL.HEADS.REDUCTION_DIM 2048 MODEL.DELG.LOCAL_DIM 128 INFER.LOCAL True \\
+            INFER.OUT_DIR output/delg
     done
     """
 BEFORE = {
     "README.md": """
-        python -c 'from tests.docs import data; data.make_revisited("made/data", "minilandmarks")'
+        python -c 'from tests.docs import data; data.make_revisited("made/data", "minilandmarks", \\
+            "README.md")'
         python tools/prepare_data.py roxford5k --root before
         """ + DELG_OF_2048.replace("roxford5k", "roxford5k INFER.DATA_DIR before") + """
-        python revisitop/evaluate.py --gnd before/roxford5k/gnd_roxford5k.pkl --query output/delg/roxford5k/query \\
-            --database output/delg/roxford5k/database --distractors output/delg/revisitop1m \\
+        python revisitop/evaluate.py --gnd before/roxford5k/gnd_roxford5k.pkl \\
+            --query output/delg/roxford5k/query --database output/delg/roxford5k/database --distractors output/delg/revisitop1m \\
             --json output/r101/roxford5k.json
         cp before/roxford5k/jpg/all_souls_000000.jpg photo.jpg
         cp photo.jpg query.jpg
         """,
+    "docs/looking-inside.md": """
+        python -c 'from tests.docs import data; data.make_revisited("made/data", "minilandmarks", \
+            "docs/looking-inside.md")'
+        """,
     "docs/getting-started.md": "mkdir -p .venv/bin; touch .venv/bin/activate",
     "docs/EVALUATION.md": EXTRACT,
-    "docs/EXTRACTION.md": EXTRACT + """
+    "docs/EXTRACTION.md": EXTRACT + EXTRACT.replace("roxford5k", "rparis6k") + """
         python -c 'from tests.docs import data; data.make_delg_files("r50_gldv2/roxford5k")'
         python tools/store.py export output/r50/roxford5k/database features/roxford5k_fea.pickle
         python tools/store.py export output/r50/roxford5k/database features.mat
@@ -130,10 +135,11 @@ BEFORE = {
         """,
 }
 VARIABLES = {
-    "README.md": {"DATA": "made/data", "WEIGHTS": "made/tf_efficientnet_lite0.pth"},
+    page: {"DATA": "made/data", "WEIGHTS": "made/tf_efficientnet_lite0.pth"}
+    for page in ("README.md", "docs/looking-inside.md")
 }
 PREAMBLES = {
-    "docs/RERANKING.md": "import numpy as np; queries, database = np.eye(2, 8, dtype='f4'), np.eye(5, 8, dtype='f4'); "
+    "docs/RERANKING.md": "import numpy as np; database = np.eye(5, 8, dtype='f4'); queries = database[:2]; "
                          "rows, scores = np.arange(5), database @ queries[0]; ",
     "revisitop/README.md": "import numpy as np; ranks = np.tile(np.arange(3), (2, 1)); ",
 }

@@ -1,5 +1,6 @@
 """The documentation's pages, taken apart: blocks of code, headings, links, words in code style."""
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +57,7 @@ class Page:
             lines[block.line - 2:block.line + count] = [""] * (count + 2)
         return "\n".join(lines)
 
-    def script(self, python: "callable") -> str:
+    def script(self, python: Callable[[Block], str]) -> str:
         """All code as one shell script, each line at the number that it has on the page; a block of Python
         is the command that `python(block)` gives, where it gives one."""
         lines = [""] * len(self.text.splitlines())
@@ -103,5 +104,5 @@ class Page:
 
 def all_pages() -> list[Page]:
     """Every page that a user reads, in the order of their paths, the first page first."""
-    rest = [*(ROOT / "docs").rglob("*.md"), ROOT / "datasets" / "README.md", ROOT / "revisitop" / "README.md"]
+    rest = [*(ROOT / "docs").rglob("*.md"), ROOT / "datasets/README.md", ROOT / "revisitop/README.md"]
     return [Page("README.md"), *(Page(path.relative_to(ROOT)) for path in sorted(rest))]

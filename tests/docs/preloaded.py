@@ -17,8 +17,8 @@ if __name__ == "__main__":
 from tests import preloaded  # noqa: E402
 
 IMPORTED = (*preloaded.IMPORTED, "faiss", "matplotlib.pyplot", "dolg.core.cli", "dolg.core.trainer",
-            "dolg.features.run", "dolg.rerank.run", "dolg.search.indexes", "dolg.prepare.run", "dolg.report.page",
-            "dolg.export", "dolg.features.describer")
+            "dolg.features.run", "dolg.rerank.run", "dolg.search.indexes", "dolg.prepare.run",
+            "dolg.report.page", "dolg.export", "dolg.features.describer")
 
 
 class Server(preloaded.Server):

@@ -9,17 +9,17 @@ import os
 import re
 import shlex
 import shutil
-import socketserver
 import signal
+import socketserver
 import stat
 import subprocess
 import sys
 import threading
 import time
-from urllib.request import urlopen
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 from dolg.config import load_cfg
 from dolg.errors import UserError
@@ -88,8 +88,8 @@ class Sandbox:
     @property
     def standins(self) -> dict[str, Callable]:
         return {"python": self._python, "python3": self._python, "torchrun": self._torchrun,
-                "python-block": self._session_block, "pip": self._exempt, "srun": self._srun, "sbatch": self._sbatch,
-                "scontrol": self._scontrol}
+                "python-block": self._session_block, "pip": self._exempt,
+                "srun": self._srun, "sbatch": self._sbatch, "scontrol": self._scontrol}
 
     # ------------------------------------------------------------------ the page
 
@@ -256,6 +256,8 @@ class Sandbox:
             file = cwd / argument
             if file.name in miniature.WEIGHTS and not file.exists():
                 write_weights(file, miniature.WEIGHTS[file.name], str(cwd / config), options)
+        if not arguments[0].endswith("tools/train.py"):
+            return arguments
         return [*arguments, *self._instead_of_downloads(cwd / config, options)]
 
     def _instead_of_downloads(self, config: Path, options: list[str]) -> list[str]:

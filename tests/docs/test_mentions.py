@@ -1,9 +1,8 @@
-"""What the pages name is there: linked files and headings, configuration keys, files, options, and every entry
-of the table by which commands are made small."""
+"""What the pages name is there: linked files and headings, configuration keys, files, options, and every
+entry of the table by which commands are made small."""
 import ast
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -50,7 +49,8 @@ def test_configuration_keys_exist(page):
     unknown = []
     for line, word in _dotted(page):
         some = word.endswith("_") and any(key.startswith(word) for key in known)       # of KEY_*
-        if word not in known | sections and word.rpartition(".")[0] not in miniature.FREE_SECTIONS and not some:
+        free = word.rpartition(".")[0] in miniature.FREE_SECTIONS
+        if word not in known | sections and not free and not some:
             unknown.append(f"{page}:{line}: {word}")
     assert not unknown, "\n".join(unknown)
 
@@ -96,7 +96,7 @@ def test_the_table_of_miniatures_is_needed():
              if name not in code + scripts]
     text = "".join(page.text for page in PAGES)
     left += [name for name in (*miniature.OTHER_OPTIONS, *miniature.TO_BE_WRITTEN) if name not in text]
-    left += [name for table in (miniature.BEFORE, miniature.VARIABLES, miniature.PREAMBLES) for name in table
+    left += [name for name in (*miniature.BEFORE, *miniature.VARIABLES, *miniature.PREAMBLES)
              if name not in map(str, PAGES)]
     left += [f"{page} {name}" for page, names in miniature.VARIABLES.items() for name in names
              if f"${name}" not in Page(page).code()]
@@ -138,16 +138,15 @@ def _options(command: str) -> frozenset[str]:
     that it imports, and what it makes of names."""
     files = [ROOT / command]
     for node in ast.walk(ast.parse(files[0].read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(("dolg", "revisitop")):
-            file = ROOT / (node.module.replace(".", "/") + ".py")
-            if file.exists() and "add_argument" in file.read_text():
+        if isinstance(node, ast.ImportFrom):
+            file = ROOT / ((node.module or "").replace(".", "/") + ".py")
+            if file.exists():
                 files.append(file)
-    options = set()
-    for file in files:
-        text = file.read_text()
-        options |= set(re.findall(r"[\"'](--[a-z][\w-]*)[\"']", text))
-        if re.search(r"f\"--\{|\"--\" \+", text):       # of names in tables
-            options |= {f"--{name.replace('_', '-')}" for name in re.findall(r"[\"'(]([a-z_]+)[\"']", text)}
+    text = "".join(file.read_text() for file in files)
+    options = set(re.findall(r"[\"'](--[a-z][\w-]*)[\"']", text))
+    if re.search(r"f\"--\{|\"--\" \+", text):       # of names in tables, and of fields
+        names = re.findall(r"\b([a-z]\w*)[\"']?\s*[,:=]", text)
+        options |= {f"--{name.replace('_', '-')}" for name in names}
     return frozenset(options)
 
 

@@ -7,6 +7,7 @@ import torch
 import dolg
 from dolg.config import load_cfg
 from dolg.data.landmarks import LandmarkParams, make_landmarks
+from dolg.features.describer import Describer
 from dolg.models import build_model
 from tests.conftest import ROOT
 
@@ -50,7 +51,7 @@ def tiny_model(tmp_path_factory):
     """`tiny_model(KEY, VALUE, ...)` gives the Describer of a tiny network, by default DOLG's."""
     folder, made = tmp_path_factory.mktemp("weights"), {}
 
-    def load(*options: object) -> dolg.features.describer.Describer:
+    def load(*options: object) -> Describer:
         options = tuple(map(str, options))
         if options not in made:
             cfg = load_cfg(None, [*TINY, *options])

@@ -21,7 +21,7 @@ SCALES = ("INFER.SCALES", [0.5, 1.0])
 
 
 def _pixels(path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
+    return np.array(Image.open(path).convert("RGB"))
 
 
 def test_its_descriptors_are_those_of_a_store_to_the_last_bit(run_tool, tiny_model, landmarks, tmp_path):
@@ -54,8 +54,9 @@ def test_all_kinds_of_images_give_the_same(tiny_model, photos, tmp_path):
     Image.fromarray(array).save(path)
     expected = model.describe(path)
     assert expected.shape == (1, 16)
-    kinds = {"text": str(path), "opened": Image.open(path), "array": array, "list": [path], "tuple": (array,),
-             "turned": np.ascontiguousarray(array[:, :, ::-1])[:, :, ::-1], "strided": array.repeat(2, 0)[::2],
+    kinds = {"text": str(path), "opened": Image.open(path), "array": array, "list": [path],
+             "tuple": (array,), "turned": np.ascontiguousarray(array[:, :, ::-1])[:, :, ::-1],
+             "strided": array.repeat(2, 0)[::2],
              "fortran": np.asfortranarray(array), "tensor": torch.from_numpy(array).permute(2, 0, 1),
              "whole tensor": torch.from_numpy(array).permute(2, 0, 1).contiguous()}
     for name, kind in kinds.items():
@@ -75,11 +76,8 @@ def test_a_box_is_a_crop_and_other_images_do_not_matter(tiny_model, photos):
     height, width = array.shape[:2]
     boxes = [(10.9, 5.2, 90.7, 70.1), None, (-20, -5, 60, height + 30)]
     found = model.describe([array] * 3, boxes)
-    crops = [array[5:71, 10:91], array, array[:, :61]]     # corners truncated; the last pixel belongs to it
+    crops = [array[5:70, 10:90], array, array[:, :60]]      # corners truncated, what is outside cut off
     lone = np.concatenate([model.describe(crop) for crop in crops])
-    if not np.allclose(found, lone, atol=1e-6):     # which of the two conventions the project has
-        crops = [array[5:70, 10:90], array, array[:, :60]]
-        lone = np.concatenate([model.describe(crop) for crop in crops])
     np.testing.assert_allclose(found, lone, atol=1e-6)
 
 
@@ -95,6 +93,17 @@ def test_grey_images(tiny_model, photos, tmp_path):
     expected = model.describe(in_colour)
     for kind in (tmp_path / "grey.png", grey, np.asarray(grey)):
         assert np.array_equal(model.describe(kind), expected)
+
+
+def test_images_of_16_bits(tiny_model, photos, tmp_path):
+    model = tiny_model(*SCALES)
+    grey = np.asarray(Image.open(photos[0]).convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 256 + 77).save(tmp_path / "sixteen.png")
+    expected = model.describe(grey)
+    for kind in (tmp_path / "sixteen.png", Image.open(tmp_path / "sixteen.png")):
+        assert np.array_equal(model.describe(kind), expected)
+    with pytest.raises(UserError, match="image 1 has Pillow's mode F, which does not say what is white"):
+        model.describe([grey, Image.fromarray(grey.astype(np.float32))])
 
 
 def test_transparent_images_as_read_image_reads_them(tiny_model, photos, tmp_path):
@@ -116,8 +125,8 @@ def test_cmyk_photographs(tiny_model, photos, tmp_path):
     assert _distance(model, tmp_path / "cmyk.jpg", Image.open(tmp_path / "cmyk.jpg")) < 0.3 * far
 
 
-@pytest.mark.parametrize(("orientation", "stored"), [(3, lambda a: np.rot90(a, 2)), (6, lambda a: np.rot90(a)),
-                                                     (8, lambda a: np.rot90(a, -1)), (2, np.fliplr)])
+@pytest.mark.parametrize(("orientation", "stored"), [
+    (3, lambda a: np.rot90(a, 2)), (6, np.rot90), (8, lambda a: np.rot90(a, -1)), (2, np.fliplr)])
 def test_photographs_are_turned_upright(orientation, stored, tiny_model, photos, tmp_path):
     """`stored` is how a camera held like that stores an upright picture."""
     model, upright = tiny_model(*SCALES), _pixels(photos[0])
@@ -135,7 +144,8 @@ def test_several_calls_and_the_order_of_images(tiny_model, photos):
     model = tiny_model(*SCALES)
     found = model.describe(photos)
     np.testing.assert_allclose(model.describe(photos[::-1])[::-1], found, atol=1e-6)
-    np.testing.assert_allclose(np.concatenate([model.describe(photo) for photo in photos]), found, atol=1e-6)
+    lone = np.concatenate([model.describe(photo) for photo in photos])
+    np.testing.assert_allclose(lone, found, atol=1e-6)
     assert len(np.unique(found.round(5), axis=0)) == len(photos)
     assert model.describe([]).shape == (0, 16)
     assert not model.network.training and not any(p.grad is not None for p in model.network.parameters())
@@ -182,7 +192,9 @@ BAD = {
     "a batch": (np.zeros((2, 8, 9, 3), np.uint8), "image 0 is no image of RGB pixels in uint8"),
     "no pixels": (np.zeros((0, 9, 3), np.uint8), "image 0 is no image"),
     "four channels": (np.zeros((8, 9, 4), np.uint8), "image 0 is no image"),
-    "another thing": ([7], "image 0 is no image"),
+    "objects": (np.zeros((8, 9, 3), object), "image 0 is no image"),
+    "a number": (7, "image 0 is no image"),
+    "numbers": ([7], "image 0 is no image"),
     "the second one": ([np.zeros((64, 64, 3), np.uint8), None], "image 1 is no image"),
 }
 
@@ -207,14 +219,14 @@ def test_boxes_that_do_not_fit(boxes, says, tiny_model):
 
 def test_missing_files_and_local_features_that_were_not_asked_for(tiny_model, tmp_path):
     model = tiny_model(*SCALES)
-    with pytest.raises(ImageError, match=f"cannot read image {tmp_path}/none.jpg: No such file or directory"):
+    with pytest.raises(ImageError, match=f"cannot read image {tmp_path}/none.jpg: No such file"):
         model.describe(tmp_path / "none.jpg")
     with pytest.raises(UserError, match="INFER.LOCAL is False: load the model with INFER.LOCAL True"):
         model.describe_local(np.zeros((64, 64, 3), np.uint8))
 
 
 def test_wrong_configurations_and_weights(tiny_model, tmp_path):
-    with pytest.raises(UserError, match=r"no configuration file .*quickstart.yml .did you mean 'quickstart.yaml'"):
+    with pytest.raises(UserError, match="no configuration file .*did you mean 'quickstart.yaml'"):
         dolg.load(ROOT / "configs" / "quickstart.yml", "x.pth")
     with pytest.raises(UserError, match=f"no weights file {tmp_path}/none.pth"):
         dolg.load(load_cfg(None, TINY), tmp_path / "none.pth")
@@ -238,11 +250,19 @@ def test_options_and_the_newest_checkpoint(quickstart):
     assert named.settings["weights_digest"] == model.settings["weights_digest"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_may_not_be_written_to_give_no_warning(tiny_model, photos):
+    array = np.asarray(Image.open(photos[0]))
+    assert not array.flags.writeable
+    assert tiny_model(*SCALES).describe(array).shape == (1, 16)
+
+
 def test_importing_the_package_imports_no_torch():
-    script = ("import sys, dolg, revisitop; assert 'torch' not in sys.modules and 'faiss' not in sys.modules; "
+    script = ("import sys, dolg, revisitop; assert not {'torch', 'faiss'} & set(sys.modules); "
               "from dolg import UserError; assert 'torch' not in sys.modules; "
               "print(dolg.load.__module__, dolg.Index.__module__, 'torch' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)
     assert done.stdout.split() == ["dolg.features.describer", "dolg.search.indexes", "True"], done.stderr
 
 
@@ -263,7 +283,8 @@ def test_an_index_finds_what_slow_code_finds(tmp_path):
     writer.create()
     for chunk in range(3):
         rows = writer.rows(chunk)
-        writer.write_chunk(chunk, table[rows.start:rows.stop], {i - rows.start: "bad" for i in rows if i == 12})
+        failed = {i - rows.start: "bad" for i in rows if i == 12}
+        writer.write_chunk(chunk, table[rows.start:rows.stop], failed)
     build_index(tmp_path / "index", [FeatureStore(tmp_path / "store")], kind="flat")
     index, queries = dolg.Index(tmp_path / "index"), np.vstack([table[3], rng.normal(size=(4, 8))])
     scores, rows = index.search(queries.astype(np.float32), 45)

@@ -12,11 +12,15 @@ from torch.nn import functional as F
 
 import dolg.export
 from dolg.errors import UserError
-from dolg.export import DescriptorNetwork, _PoolingOfAnySize, _SamePadded, export, largest_difference, read_metadata
+from dolg.export import (DescriptorNetwork, _PoolingOfAnySize, _SamePadded, export, largest_difference,
+                         metadata, read_metadata)
+from dolg.files import file_digest
 from dolg.search.whitening import Whitening
-from tests.conftest import ROOT
+from tests.python.conftest import TINY
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+# PyTorch's and onnxscript's own
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning",
+                                        "ignore::UserWarning")
 
 SIZES = ((1, 33, 47), (2, 64, 200), (1, 161, 159), (5, 75, 65))
 LARGE = ((1, 65, 131), (2, 97, 200))
@@ -55,17 +59,35 @@ def _run(file, images):
 def _assert_same(file, network, sizes):
     for seed, size in enumerate(sizes):
         images = _images(*size, seed)
-        np.testing.assert_allclose(_run(file, images), _by_hand(network, images), atol=2e-6, err_msg=str(size))
+        np.testing.assert_allclose(_run(file, images), _by_hand(network, images), atol=2e-6,
+                                   err_msg=str(size))
 
 
-@pytest.mark.parametrize(("arch", "ending", "sizes"), [
-    ("dolg", ".pt2", SIZES), ("delg", ".onnx", SIZES), ("cgd", ".pt2", SIZES), ("gem", ".onnx", SIZES),
-    ("superglobal", ".onnx", LARGE), ("superglobal", ".pt2", LARGE)])
-def test_any_size_and_batch(arch, ending, sizes, tiny_model, tmp_path):
-    model, file = tiny_model("MODEL.ARCH", arch), tmp_path / f"network{ending}"
-    assert export(model, file) < 1e-5
-    _assert_same(file, model.network, sizes)
-    assert list(tmp_path.iterdir()) == [file]       # no external data, no leftovers
+ARCHITECTURES = {".pt2": {"dolg": SIZES, "cgd": SIZES}, ".onnx": {"delg": SIZES, "superglobal": LARGE}}
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_model, tmp_path_factory):
+    """`exported(arch, ending)` gives the model, the file made of it, and the largest difference."""
+    made = {}
+
+    def export_once(arch, ending):
+        if (arch, ending) not in made:
+            model = tiny_model("MODEL.ARCH", arch, "INFER.SCALES", [0.5, 1.0])
+            file = tmp_path_factory.mktemp(arch) / f"network{ending}"
+            made[arch, ending] = model, file, export(model, file)
+        return made[arch, ending]
+
+    return export_once
+
+
+@pytest.mark.parametrize(("ending", "arch"), [(ending, arch) for ending in ARCHITECTURES
+                                              for arch in ARCHITECTURES[ending]])
+def test_any_size_and_batch(arch, ending, exported):
+    model, file, difference = exported(arch, ending)
+    assert 0 < difference < 1e-5
+    _assert_same(file, model.network, ARCHITECTURES[ending][arch])
+    assert list(file.parent.iterdir()) == [file]        # no external data, no leftovers
 
 
 def test_a_network_of_timm_with_tensorflow_s_padding(tiny_model, tmp_path):
@@ -95,15 +117,18 @@ def test_pooling_by_slices_is_the_same_for_all_sizes():
                 continue
             expected = F.max_pool2d(maps, *options)
             with _PoolingOfAnySize():
-                assert torch.equal(F.max_pool2d(maps, *options), expected)
                 assert torch.equal(torch.nn.MaxPool2d(*options)(maps), expected)
+                found = F.max_pool2d(maps, options[0], options[1], padding=options[2])
+                assert torch.equal(found, expected)
+            # A slice of another tensor, where this is what it is for
+            assert (found._base is not None) == (options in ((3, 2, 1), (5, 2, 2))), options
 
 
-@pytest.mark.parametrize("version", [(2, 11), (3, 0)])
+@pytest.mark.parametrize("version", ["2.11.0+cu130", "3.0"])
 def test_what_is_followed_by_older_and_newer_versions_of_pytorch(version, tiny_model, monkeypatch):
     network = tiny_model().network
     images = torch.from_numpy(_images(2, 90, 71)).float()
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(".".join(map(str, version))))
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
     with torch.no_grad():
         found = DescriptorNetwork(network)(images)
     np.testing.assert_allclose(found, _by_hand(network, images.numpy().astype(np.uint8)), atol=1e-6)
@@ -120,16 +145,15 @@ def test_transformers_are_exported_for_one_size(tiny_model, tmp_path):
     assert read_metadata(file)["image_size"] == [64, 96]
 
 
-@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
-def test_a_file_says_what_it_is(ending, tiny_model, tmp_path):
-    model, file = tiny_model("INFER.SCALES", [0.5, 1.0]), tmp_path / f"network{ending}"
-    export(model, file)
+@pytest.mark.parametrize(("ending", "arch"), [(".pt2", "dolg"), (".onnx", "delg")])
+def test_a_file_says_what_it_is(ending, arch, exported):
+    model, file, _ = exported(arch, ending)
     about = read_metadata(file)
-    assert about == {**about, "model": "dolg on ResNet-18", "dim": 16, "scales": [0.5, 1.0], "precision": "fp32",
-                     "scale_pooling": "mean", "resize_first": 0, "resize": "bilinear, half-pixel centres",
-                     "library": f"dolg {dolg.__version__}", "image_size": None,
-                     "config_digest": model.settings["config_digest"],
-                     "weights_digest": model.settings["weights_digest"]}
+    assert about == {**about, "model": f"{arch} on ResNet-18", "dim": 16, "scales": [0.5, 1.0],
+                     "precision": "fp32", "scale_pooling": "mean", "resize_first": 0,
+                     "resize": "bilinear, half-pixel centres", "library": f"dolg {dolg.__version__}",
+                     "image_size": None, "config_digest": model.settings["config_digest"],
+                     "weights_digest": file_digest(model.cfg.TEST.WEIGHTS)}
     assert about["input"] == "images: float32 (B,3,H,W), RGB, 0 to 255"
     assert about["output"] == "descriptors: float32 (B,16), of unit length"
     if ending == ".onnx":
@@ -141,6 +165,14 @@ def test_a_file_says_what_it_is(ending, tiny_model, tmp_path):
         assert json.loads(session.get_modelmeta().custom_metadata_map["dolg"]) == about
 
 
+def test_metadata_of_other_settings(tiny_model, tmp_path):
+    model = tiny_model("MODEL.ARCH", "superglobal", "INFER.SCALE_POOLING", "max", "INFER.SIZE", 96,
+                       "INPUT.ANTIALIAS", True)
+    assert metadata(model, (80, 90)) == {**metadata(model), "scale_pooling": "max", "resize_first": 96,
+                                         "resize": "bilinear, half-pixel centres, antialiased",
+                                         "image_size": [80, 90]}
+
+
 def test_files_of_others_are_not_taken_for_ours(tmp_path):
     program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
     torch.export.save(program, tmp_path / "other.pt2")
@@ -148,7 +180,23 @@ def test_files_of_others_are_not_taken_for_ours(tmp_path):
         read_metadata(tmp_path / "other.pt2")
 
 
-def test_whitening_is_inside_where_there_is_one_scale(tiny_model, tmp_path):
+@pytest.fixture
+def without_onnx(monkeypatch):
+    """As where none of ONNX's packages is installed."""
+    real, packages = builtins.__import__, ("onnx", "onnxscript", "onnxruntime", "onnx_ir")
+
+    def refuse(name, *args, **kwargs):
+        if name.split(".")[0] in packages:
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *args, **kwargs)
+
+    for name in list(sys.modules):
+        if name.split(".")[0] in packages:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_whitening_is_inside_where_there_is_one_scale(tiny_model, tmp_path, without_onnx):
     torch.manual_seed(5)
     whitening = Whitening(torch.randn(16) * 0.1, torch.randn(16, 6))
     whitening.save(tmp_path / "whitening.safetensors")
@@ -183,21 +231,44 @@ def test_a_wrong_graph_is_seen(fault, tiny_model):
     assert not largest_difference(module, model.network, None) < 3e-4
 
 
-@pytest.mark.parametrize("fault", ["another mean", "no descriptor"])
-def test_a_wrong_file_is_refused_and_an_earlier_one_stays(fault, tiny_model, tmp_path, monkeypatch):
+def test_one_image_without_a_descriptor_is_seen(tiny_model):
+    network = tiny_model().network
+    module = DescriptorNetwork(copy.deepcopy(network))
+    calls = iter(range(100))
+    def fails_once(images):
+        return module(images) * (torch.nan if next(calls) == 1 else 1)
+
+    assert np.isnan(largest_difference(fails_once, network, None))
+
+
+@pytest.mark.parametrize("found", [2e-4, float("nan")])
+def test_a_difference_is_refused_and_an_earlier_file_stays(found, tiny_model, tmp_path, monkeypatch):
+    """Of a file that is written in full: here nothing but the check's result is another."""
+    monkeypatch.setattr(dolg.export, "_follow", lambda module, size: None)
+    monkeypatch.setattr(dolg.export, "_write_pt2", lambda program, file, about: file.write_bytes(b"new"))
+    monkeypatch.setattr(dolg.export, "_run_pt2", lambda file: file.read_bytes())
+    monkeypatch.setattr(dolg.export, "largest_difference", lambda *_: found)
+    file = tmp_path / "network.pt2"
+    for before in (None, "an earlier one"):
+        if before:
+            file.write_text(before)
+        with pytest.raises(UserError, match="network.pt2 is not written: its .* off by .*more than 0.0001"):
+            export(tiny_model(), file)
+        assert [path.read_text() for path in tmp_path.iterdir()] == ([before] if before else [])
+    monkeypatch.setattr(dolg.export, "largest_difference", lambda *_: 9e-5)
+    assert export(tiny_model(), file) == 9e-5 and file.read_bytes() == b"new"
+
+
+def test_a_file_of_a_wrong_graph_is_refused(tiny_model, tmp_path, monkeypatch):
     def faulty(network, whitening):
         module = DescriptorNetwork(copy.deepcopy(network), whitening)
-        FAULTS[fault](module)
+        FAULTS["another mean"](module)
         return module
 
     monkeypatch.setattr(dolg.export, "DescriptorNetwork", faulty)
-    with pytest.raises(UserError, match=r"network.pt2 is not written: its descriptors are off by .*more than 0.0001"):
+    with pytest.raises(UserError, match="network.pt2 is not written: its descriptors are off by"):
         export(tiny_model(), tmp_path / "network.pt2")
     assert not list(tmp_path.iterdir())
-    (tmp_path / "network.pt2").write_text("an earlier one")
-    with pytest.raises(UserError, match="is not written"):
-        export(tiny_model(), tmp_path / "network.pt2")
-    assert (tmp_path / "network.pt2").read_text() == "an earlier one"
 
 
 def test_a_network_that_cannot_be_followed_is_refused_in_one_line(tiny_model, tmp_path, monkeypatch):
@@ -213,25 +284,10 @@ def test_a_network_that_cannot_be_followed_is_refused_in_one_line(tiny_model, tm
 
 def test_missing_packages_are_named(tiny_model, tmp_path, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(dolg.export, "find_spec", lambda name: None if name in ("onnx", "onnxruntime") else real(name))
-    with pytest.raises(UserError, match="needs onnx, onnxruntime: pip install onnx onnxruntime, or write a .pt2"):
+    missing = ("onnx", "onnxruntime")
+    monkeypatch.setattr(dolg.export, "find_spec", lambda name: None if name in missing else real(name))
+    with pytest.raises(UserError, match="needs onnx, onnxruntime: pip install onnx onnxruntime, or write"):
         export(tiny_model(), tmp_path / "network.onnx")
-
-
-def test_a_pt2_file_needs_no_package_of_onnx(tiny_model, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without_onnx(name, *args, **kwargs):
-        if name.split(".")[0] in ("onnx", "onnxscript", "onnxruntime", "onnx_ir"):
-            raise ImportError(f"No module named {name!r}")
-        return real(name, *args, **kwargs)
-
-    for name in list(sys.modules):
-        if name.split(".")[0] in ("onnx", "onnxscript", "onnxruntime", "onnx_ir"):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", without_onnx)
-    export(tiny_model(), tmp_path / "network.pt2")
-    assert read_metadata(tmp_path / "network.pt2")["dim"] == 16
 
 
 @pytest.mark.parametrize(("size", "file", "says"), [
@@ -242,18 +298,16 @@ def test_wrong_arguments(size, file, says, tiny_model, tmp_path):
 
 
 def test_the_command(run_tool, tiny_model, tmp_path):
-    model = tiny_model()
-    options = ["MODEL.DEPTH", 18, "RESNET.STEM_WIDTH", 8, "MODEL.HEADS.REDUCTION_DIM", 16, "DEVICE", "cpu"]
-    config = tmp_path / "network.yaml"
+    model, config, file = tiny_model(), tmp_path / "network.yaml", tmp_path / "new" / "network.pt2"
     config.write_text("MODEL: {ARCH: dolg}\n")
-    command = ["tools/export.py", "--cfg", config, "--weights", model.cfg.TEST.WEIGHTS]
-    file = tmp_path / "new" / "network.pt2"
-    done = run_tool(*command, "-o", file, *options, fresh=True)
+    command = ["tools/export.py", "--cfg", config, "-o", file, "--weights"]
+    done = run_tool(*command, model.cfg.TEST.WEIGHTS, *TINY, fresh=True)
     assert done.returncode == 0, done.stderr
-    assert f"{file}: dolg on ResNet-18, 16 dimensions" in done.stdout and "largest difference" in done.stdout
+    assert f"{file}: dolg on ResNet-18, 16 dimensions" in done.stdout
+    assert "largest difference" in done.stdout
     _assert_same(file, model.network, SIZES[:2])
-    refused = run_tool(*command, "-o", tmp_path / "network.h5", *options)
+    missing = run_tool(*command, tmp_path / "none.pth", *TINY)
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1] == f"error: no weights file {tmp_path}/none.pth"
+    refused = run_tool("tools/export.py", "--cfg", config, "-o", tmp_path / "network.h5", *TINY)
     assert refused.returncode == 1 and refused.stderr.startswith("error: --output is")
-    missing = run_tool("tools/export.py", "--cfg", config, "--weights", tmp_path / "none.pth", "-o", file, *options)
-    assert missing.returncode == 1 and missing.stderr.splitlines()[-1] == f"error: no weights file {tmp_path}/none.pth"
-    assert len((ROOT / "tools" / "export.py").read_text().splitlines()) < 80

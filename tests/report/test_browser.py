@@ -118,7 +118,7 @@ def test_the_failed_query_says_so(browser, pages):
 
 
 def test_orders(browser, pages, results, miniature):
-    page = open_queries(browser, pages["quick"])
+    page = open_queries(browser, pages["quick"], viewport={"width": 800, "height": 300})
     for number, protocol in enumerate(["easy", "medium", "hard"]):
         choose(page, "protocol", str(number))
         choose(page, "method", "1")
@@ -365,3 +365,17 @@ def test_a_large_page_is_small_and_renders_what_is_seen(browser, large):
     assert page.locator(".hit").count() < 70 * 400 * 4 / 100
     until(page, "[...document.images].every((image) => image.complete && image.naturalWidth)")
     check_clean(page)
+
+
+def test_ten_results_of_every_query_are_printed(browser, pages):
+    page = open_queries(browser, pages["rerank"], viewport={"width": 390, "height": 500})
+    assert page.locator("article:has(.hit)").count() < QUERIES
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    queries = page.locator("article:has(.hit)")
+    assert queries.count() == QUERIES - 1       # one failed
+    for number in range(QUERIES - 1):
+        for method in range(2):
+            row = queries.nth(number).locator(".method").nth(method).locator("li")
+            assert sum(item.is_visible() for item in row.all()) == 10
+    assert not page.locator(".tools").is_visible()

@@ -25,9 +25,10 @@ def test_records_stand_side_by_side():
         Fact("scales", ["0.5, 1", "0.5, 1"], False)]
     assert found[2].facts == [Fact("1 count", ["3", "–"], True), Fact("2 count", ["4", "–"], True)]
     assert found[3].facts[1] == Fact("stages k", ["–", "100"], True)
-    assert [fact.name for fact in differing(found)] == [
-        "Protocol: labels easy ok", "Protocol: labels easy junk", "Queries: cropped",
-        "Queries: image variant", "Distractors: 1 count", "Distractors: 2 count"]
+    lacking = "recorded facts that others lack"
+    assert [(fact.name, fact.values) for fact in differing(found)] == [
+        (f"Protocol: {lacking}", ["2", "0"]), ("Queries: cropped", ["yes", "no"]),
+        (f"Queries: {lacking}", ["1", "0"]), (f"Distractors: {lacking}", ["2", "0"])]
 
 
 def test_digests_that_only_begin_alike_differ():

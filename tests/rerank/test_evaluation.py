@@ -99,7 +99,7 @@ def test_against_rankings_of_everything(case, k, without_junk):
     result = evaluate_lists(benchmark, lists, [Stage(reranker, k)], without_junk)
     check(result, slow_result(truth, similar, scores, k, without_junk))
     assert result["protocol"]["reranking"]["stages"] == [
-        {"method": "oracle", "k": k, "weight": 1.0, "temperature": 1.0, "told": 1}]
+        {"method": "oracle", "k": k, "weight": 1.0, "temperature": 1.0, "settings": {"told": 1}}]
     assert result["protocol"]["reranking"]["junk_before_reranking"] == (
         "removed" if without_junk else "left in")
     assert result["reranking"]["bytes_per_image"] == 12.0

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CFG = str(ROOT / "configs" / "quickstart.yaml")
 MODEL = ["MODEL.ARCH", "gem", "RESNET.STEM_WIDTH", "8", "MODEL.HEADS.REDUCTION_DIM", "16", "LOSS.NAME", ""]
 # Of the photographs' edges, blue, green and red
-COLOURS = [(40, 40, 200), (40, 200, 40), (200, 40, 40), (200, 200, 40), (40, 200, 200), (200, 40, 200), (20, 20, 20)]
+COLOURS = [(40, 40, 200), (40, 200, 40), (200, 40, 40), (200, 200, 40), (40, 200, 200), (200, 40, 200),
+           (20, 20, 20)]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,8 @@ def _arguments(monkeypatch, *words: object):
 
 
 def _given(toy: Path, *changes: object) -> list:
-    return ["--image", toy / "jpg" / "3.png", "--cfg", CFG, "--weights", toy / "w.pyth", *changes, "--index", toy / "store",
+    return ["--image", toy / "jpg" / "3.png", "--cfg", CFG, "--weights", toy / "w.pyth", *changes,
+            "--index", toy / "store",
             *MODEL]
 
 
@@ -76,7 +78,8 @@ def _tiles(picture: Path) -> list[int]:
 def test_names_scores_and_a_picture(toy, start_command, tmp_path):
     """From another folder, where the picture is written."""
     process = start_command(
-        [ROOT / "tools" / "search.py", "query", "--image", toy / "jpg" / "3.png", "--cfg", CFG, "--weights", toy / "w.pyth",
+        [ROOT / "tools" / "search.py", "query", "--image", toy / "jpg" / "3.png", "--cfg", CFG, "--weights",
+         toy / "w.pyth",
          "--index", toy / "index", "--top", 6, "--images", toy / "jpg", *MODEL], cwd=tmp_path)
     output, errors = process.communicate(120)
     assert process.returncode == 0, errors
@@ -92,7 +95,8 @@ def test_names_scores_and_a_picture(toy, start_command, tmp_path):
 
 def test_a_box_and_a_reranker(toy, monkeypatch, capsys, tmp_path):
     box = (10, 20, 90, 80)
-    ask(_arguments(monkeypatch, *_given(toy, "--box", *box, "--reranker", "alpha", "--images", toy / "jpg", "--top", 4, "-o",
+    ask(_arguments(monkeypatch, *_given(toy, "--box", *box, "--reranker", "alpha", "--images", toy / "jpg",
+                                        "--top", 4, "-o",
                                         tmp_path / "p.png")))
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split() for line in lines[:1]] == [["place", "score", "before", "image"]]
@@ -113,7 +117,8 @@ def test_a_box_and_a_reranker(toy, monkeypatch, capsys, tmp_path):
     ys, xs = np.nonzero((np.abs(picture[:450, :580] - (12, 65, 194)).max(axis=2) < 3))
     scale = 520 / 128
     np.testing.assert_allclose([xs.min(), ys.min(), xs.max(), ys.max()],
-                               [48 + box[0] * scale, 48 + box[1] * scale, 48 + box[2] * scale, 48 + box[3] * scale], atol=5)
+                               [48 + box[0] * scale, 48 + box[1] * scale, 48 + box[2] * scale,
+                                48 + box[3] * scale], atol=5)
 
 
 def test_images_that_are_not_there(toy, monkeypatch, capsys, tmp_path):
@@ -130,7 +135,8 @@ def test_images_that_are_not_there(toy, monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("order", [["index", "--query", "store"], ["--query", "store", "index"],
-                                   ["--query", "store", "--index", "index"], ["--top", "3", "index", "--query", "store"]])
+                                   ["--query", "store", "--index", "index"],
+                                   ["--top", "3", "index", "--query", "store"]])
 def test_the_other_form_goes_on(toy, monkeypatch, order):
     args = _arguments(monkeypatch, *(toy / word if word in ("index", "store") else word for word in order))
     assert args.indexes == [toy / "index"] and args.query == str(toy / "store") and args.image is None
@@ -138,16 +144,22 @@ def test_the_other_form_goes_on(toy, monkeypatch, order):
 
 
 def test_keys_stand_anywhere(toy, monkeypatch):
-    for words in (["--index", "a", "b", "--top", "3", "INFER.LOCAL", "True"], ["INFER.LOCAL", "True", "--index", "a", "b"]):
+    for words in (["--index", "a", "b", "--top", "3", "INFER.LOCAL", "True"],
+                  ["INFER.LOCAL", "True", "--index", "a", "b"]):
         args = _arguments(monkeypatch, "--image", "p.jpg", "--cfg", "f.yaml", *words)
-        assert args.opts == ["INFER.LOCAL", "True"] and args.indexes == ["a", "b"] and args.image == Path("p.jpg")
+        assert args.opts == ["INFER.LOCAL", "True"] and args.indexes == ["a", "b"]
+        assert args.image == Path("p.jpg") and args.query is None
 
 
 @pytest.mark.parametrize("words, message", [
-    ([], "give --query STORE, or --image PHOTO"), (["--image", "p", "--query", "s"], "give --query STORE, or --image"),
-    (["--image", "p"], "needs --index INDEX_OR_STORE and --cfg FILE"), (["--image", "p", "--cfg", "c"], "needs --index"),
-    (["--query", "s"], "are required: INDEX"), (["--query", "s", "i", "--box", "1", "2", "3", "4"], "--box goes with --image"),
-    (["--query", "s", "i", "--cfg", "c"], "--cfg goes with"), (["--query", "s", "i", "--bogus"], "arguments: --bogus"),
+    ([], "give --query STORE, or --image PHOTO"),
+    (["--image", "p", "--query", "s"], "give --query STORE, or --image"),
+    (["--image", "p"], "needs --index INDEX_OR_STORE and --cfg FILE"),
+    (["--image", "p", "--cfg", "c"], "needs --index"),
+    (["--query", "s"], "are required: INDEX"),
+    (["--query", "s", "i", "--box", "1", "2", "3", "4"], "--box goes with --image"),
+    (["--query", "s", "i", "--cfg", "c"], "--cfg goes with"),
+    (["--query", "s", "i", "--bogus"], "arguments: --bogus"),
     (["--image", "p", "--index", "i", "--cfg", "c", "--bogus", "1"], "arguments: --bogus"),
     (["--image", "p", "--index", "i", "--cfg", "c", "--box", "1", "2"], "expected 4 arguments"),
     (["--image", "p", "--index", "i", "--cfg", "c", "--box", "a", "0", "1", "1"], "invalid float")])
@@ -160,12 +172,14 @@ def test_arguments_that_do_not_go_together(monkeypatch, capsys, words, message):
 @pytest.mark.parametrize("changes, message", [
     (["--image", "w.pyth"], "cannot read image .*w.pyth: not an image"),
     (["--image", "gone.jpg"], "cannot read image .*gone.jpg: No such file"),
-    (["--box", 500, 500, 600, 600], "the box 500 500 600 600 leaves nothing of .*3.png, which has 128 x 96 pixels"),
+    (["--box", 500, 500, 600, 600], "500 500 600 600 leaves nothing of .*3.png, which has 128 x 96 pixels"),
     (["--box", 50, 50, 50, 60], "leaves nothing"), (["--box", "nan", 0, 9, 9], "not of finite numbers"),
     (["--top", 0], "0 results are asked for"), (["--reranker", "spatail"], "did you mean 'spatial'"),
-    (["--reranker", "spatial"], "spatial compares local features, and .*store has none: extract it with INFER.LOCAL"),
-    (["-o", "picture.txt"], "picture.txt ends in no kind of picture"), (["--weights", "gone.pyth"], "gone.pyth"),
-    (["--cfg", "gone.yaml"], "no configuration file .*gone.yaml"), (["--images", "gone"], "gone is no folder of images")])
+    (["--reranker", "spatial"], "compares local features, and .*store has none: extract it with INFER"),
+    (["-o", "picture.txt"], "picture.txt ends in no kind of picture"),
+    (["--weights", "gone.pyth"], "gone.pyth"),
+    (["--cfg", "gone.yaml"], "no configuration file .*gone.yaml"),
+    (["--images", "gone"], "gone is no folder of images")])
 def test_mistakes_are_one_line(toy, monkeypatch, changes, message):
     monkeypatch.chdir(toy)
     with pytest.raises((UserError, ImageError), match=message) as caught:
@@ -174,27 +188,32 @@ def test_mistakes_are_one_line(toy, monkeypatch, changes, message):
 
 
 def test_a_database_that_is_none_or_anothers(toy, run_tool, tmp_path):
-    given = ["tools/search.py", "query", "--image", toy / "jpg" / "3.png", "--cfg", CFG, "--weights", toy / "w.pyth"]
+    given = ["tools/search.py", "query", "--image", toy / "jpg" / "3.png", "--cfg", CFG, "--weights",
+             toy / "w.pyth"]
     done = run_tool(*given, "--index", toy / "gone", *MODEL)
-    assert (done.returncode, done.stderr) == (1, f"error: {toy}/gone does not exist: give what tools/search.py build or "
-                                              "tools/infer.py made\n")
+    assert done.returncode == 1
+    assert done.stderr == (f"error: {toy}/gone does not exist: give what tools/search.py build or "
+                           "tools/infer.py made\n")
     done = run_tool(*given, "--index", toy / "index", *MODEL, "INFER.SCALES", "[1.0]")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"error: {toy}/store was made with another scales than this model's")
 
 
 def test_the_real_photographs_find_their_own(shared, monkeypatch, capsys, tmp_path):
-    """Boxes of the ground truth, ImageNet weights, and a database that has other photographs of it alone."""
+    """Boxes of the ground truth, ImageNet weights, a database that has other photographs of it alone."""
     data, configuration = shared / "data", str(ROOT / "configs" / "eval" / "efficientnet_lite0_gem.yaml")
     folder, weights = data / "minilandmarks", data / "weights" / "tf_efficientnet_lite0.safetensors"
     truth, keys = load_ground_truth(folder / "gnd_minilandmarks.pkl"), ["INFER.SCALES", "[0.5]"]
     describer = load(configuration, weights, keys)
     describer.extract(tmp_path / "store", revisited_sources(data, "minilandmarks", True)["database"])
     for query in (0, len(truth.queries) // 2, len(truth.queries) - 1):
-        ask(_arguments(monkeypatch, "--image", folder / "jpg" / f"{truth.queries[query]}.jpg", "--cfg", configuration, "--weights",
-                       weights, "--box", *truth.boxes[query], "--images", folder / "jpg", "--top", 2, "-o", tmp_path / "p.jpg",
+        ask(_arguments(monkeypatch, "--image", folder / "jpg" / f"{truth.queries[query]}.jpg", "--cfg",
+                       configuration, "--weights",
+                       weights, "--box", *truth.boxes[query], "--images", folder / "jpg", "--top", 2, "-o",
+                       tmp_path / "p.jpg",
                        "--index", tmp_path / "store", *keys))
         lines = capsys.readouterr().out.splitlines()
-        first = lines[lines.index(next(line for line in lines if line.startswith("place"))) + 1].split()[2].removesuffix(".jpg")
+        heading = next(number for number, line in enumerate(lines) if line.startswith("place"))
+        first = lines[heading + 1].split()[2].removesuffix(".jpg")
         same = {truth.images[row] for row in [*truth.easy[query], *truth.hard[query], *truth.junk[query]]}
         assert first in same and first != truth.queries[query], (truth.queries[query], first)

@@ -31,8 +31,9 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def asked(tmp_path_factory, run_tool) -> SimpleNamespace:
-    """`keys` and `weights` of a network; `jpg`, `others`: folders of photographs; `database`, `distractors`,
-    `query`: stores of these by tools/infer.py, of one image at a time, the last cut to `boxes`."""
+    """`keys` and `weights` of a network; `jpg`, `others`: folders of photographs; `database`,
+    `distractors`, `query`: stores of these by tools/infer.py, of one image at a time, the last ones cut to
+    `boxes`."""
     folder, rng = tmp_path_factory.mktemp("asked"), np.random.default_rng(0)
     names = [*(f"sub dir/{number:02d}.jpg" for number in range(9)), "z é.png"]
     for name, size in zip(names, [(128, 96)] * 6 + [(96, 128)] * 4):
@@ -62,7 +63,8 @@ def asked(tmp_path_factory, run_tool) -> SimpleNamespace:
     stores = {name: folder / "features" / part for name, part in
               (("database", "jpg"), ("distractors", "others"), ("query", "query"))}
     return SimpleNamespace(folder=folder, keys=keys, weights=str(folder / "w.pyth"), boxes=boxes, cfg=CFG,
-                           jpg=folder / "jpg", others=folder / "others", queries=folder / "queries", **stores)
+                           jpg=folder / "jpg", others=folder / "others", queries=folder / "queries",
+                           **stores)
 
 
 @pytest.fixture(scope="session")

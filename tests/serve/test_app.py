@@ -35,7 +35,8 @@ def test_a_search_is_the_finders(client, finder, photo, box, reranker):
     assert [entry["name"] for entry in got["results"]] == [result.name for result in want.results]
     for entry, result in zip(got["results"], want.results):
         assert (entry["place"], entry["found_at"]) == (result.place, result.found_at)
-        np.testing.assert_allclose([entry["score"], entry["similarity"]], [result.score, result.similarity], atol=1e-6)
+        np.testing.assert_allclose([entry["score"], entry["similarity"]], [result.score, result.similarity],
+                                   atol=1e-6)
         assert entry["image"].startswith(f"/image/{result.row}?v=")
     assert got["size"] == [128, 96] and got["region"] == list(want.region) and got["described_at"] is None
     assert list(got["seconds"]) == ["decode", "describe", "search", *(["rerank"] if reranker else [])]
@@ -50,23 +51,26 @@ def test_what_there_is(client, finder):
 
 
 def test_images_by_row_alone(client, asked):
-    for row, file in ((0, asked.jpg / "sub dir/00.jpg"), (9, asked.jpg / "z é.png"), (10, asked.others / "0.jpg")):
+    for row, file in ((0, asked.jpg / "sub dir/00.jpg"), (9, asked.jpg / "z é.png"),
+                      (10, asked.others / "0.jpg")):
         for size in ("small", "large"):
             answer = client.get(f"/image/{row}?size={size}")
             assert answer.status_code == 200 and answer.content_type == "image/jpeg"
             seen, whole = cv2.imdecode(np.frombuffer(answer.data, np.uint8), 1), cv2.imdecode(
                 np.frombuffer(file.read_bytes(), np.uint8), 1)
             assert seen.shape == whole.shape and np.abs(seen.astype(int) - whole).mean() < 12
-    for path in ("/image/16", "/image/999999999999999999999999", "/image/-1", "/image/0x1", "/image/sub%20dir/00.jpg",
+    for path in ("/image/16", "/image/999999999999999999999999", "/image/-1", "/image/0x1",
+                 "/image/sub%20dir/00.jpg",
                  "/image/0?size=../../etc/passwd", "/image/..%2f..%2fetc%2fpasswd", "/etc/passwd",
                  "/page.html", "/assets/page.js", "/image/", "/static/page.js"):
         assert client.get(path).status_code in (404, 308), path
     broken = client.get("/image/12")
-    assert broken.status_code == 404 and broken.get_json() == {"error": "2.jpg cannot be shown: not an image"}
+    assert (broken.status_code, broken.get_json()["error"]) == (404, "2.jpg cannot be shown: not an image")
 
 
 def test_every_answer_is_hardened(client, photo):
-    answers = [client.get(path) for path in ("/", "/page.js", "/box.js", "/page.css", "/icon.svg", "/api/about", "/image/0",
+    answers = [client.get(path) for path in ("/", "/page.js", "/box.js", "/page.css", "/icon.svg",
+                                             "/api/about", "/image/0",
                                              "/none")]
     answers += [client.post("/api/search", data=photo, headers=KIND), client.post("/api/search", data=b"")]
     for answer in answers:
@@ -76,14 +80,16 @@ def test_every_answer_is_hardened(client, photo):
         assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert "frame-ancestors 'none'" in policy and "Access-Control-Allow-Origin" not in answer.headers
     assert [answer.status_code for answer in answers] == [200] * 7 + [404, 200, 415]
-    assert all("no-store" in answer.headers["Cache-Control"] for answer in (answers[0], answers[5], answers[8]))
+    assert all("no-store" in answer.headers["Cache-Control"] for answer in (answers[0], answers[5],
+                                                                            answers[8]))
 
 
 @pytest.mark.parametrize("headers, path, status", [
     ({"Host": "evil.example"}, "/", 403), ({"Host": "evil.example:80"}, "/api/about", 403),
     ({"Host": "127.0.0.1.evil.example"}, "/image/0", 403), ({"Host": ""}, "/", 403),
     ({"Sec-Fetch-Site": "cross-site"}, "/", 200), ({"Sec-Fetch-Site": "cross-site"}, "/image/0", 403),
-    ({"Sec-Fetch-Site": "same-site"}, "/api/about", 403), ({"Sec-Fetch-Site": "same-origin"}, "/image/0", 200),
+    ({"Sec-Fetch-Site": "same-site"}, "/api/about", 403),
+    ({"Sec-Fetch-Site": "same-origin"}, "/image/0", 200),
     ({"Host": "[::1]:8000"}, "/api/about", 200)])
 def test_other_pages_get_nothing(client, headers, path, status):
     answer = client.get(path, headers=headers)
@@ -92,14 +98,16 @@ def test_other_pages_get_nothing(client, headers, path, status):
         assert "this server answers" in answer.get_json()["error"]
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"},
+                                     {"Sec-Fetch-Site": "cross-site"},
                                      {"Origin": "http://localhost:1"}, {"Host": "evil.example"}])
 def test_other_pages_ask_nothing(client, finder, photo, headers, monkeypatch):
     monkeypatch.setattr(finder, "find", lambda *_: pytest.fail("was asked"))
     assert client.post("/api/search", data=photo, headers={**KIND, **headers}).status_code == 403
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "",
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded",
+                                  "multipart/form-data; boundary=x", "",
                                   "text/html", "imagejpeg", "application/json"])
 def test_forms_of_other_pages_cannot_be_sent(client, photo, kind):
     answer = client.post("/api/search", data=photo, headers={"Content-Type": kind} if kind else {})
@@ -107,12 +115,16 @@ def test_forms_of_other_pages_cannot_be_sent(client, photo, kind):
 
 
 @pytest.mark.parametrize("query, message", [
-    ("box=1,2,3", "the box is not x1,y1,x2,y2"), ("box=nan,0,1,1", "the box is not"), ("box=inf,0,1,1", "the box is not"),
-    ("box=a,b,c,d", "the box is not"), ("box=9e999,0,1,1", "the box is not"), ("box=1,1,1,1", "leaves nothing of the photo"),
-    ("box=-9,-9,-1,-1", "leaves nothing"), ("box=1e300,0,1e301,5", "leaves nothing"), ("top=0", "top is no number from 1 to"),
+    ("box=1,2,3", "the box is not x1,y1,x2,y2"), ("box=nan,0,1,1", "the box is not"),
+    ("box=inf,0,1,1", "the box is not"),
+    ("box=a,b,c,d", "the box is not"), ("box=9e999,0,1,1", "the box is not"),
+    ("box=1,1,1,1", "leaves nothing of the photo"),
+    ("box=-9,-9,-1,-1", "leaves nothing"), ("box=1e300,0,1e301,5", "leaves nothing"),
+    ("top=0", "top is no number from 1 to"),
     ("top=201", "top is no number"), ("top=x", "top is no number"), ("top=1e2", "top is no number"),
     ("top=" + "9" * 5000, "top is no number"), ("reranker=none", "reranker is 'none': choose one of"),
-    ("reranker=asmk", "choose one of"), ("reranker=spatial@0.5", "choose one of"), ("reranker=../../x", "choose one of"),
+    ("reranker=asmk", "choose one of"), ("reranker=spatial@0.5", "choose one of"),
+    ("reranker=../../x", "choose one of"),
     ("file=/etc/passwd", "no such parameter: 'file'"), ("photo=x&top=1", "no such parameter: 'photo'")])
 def test_queries_that_make_no_sense(client, photo, query, message):
     answer = client.post(f"/api/search?{query}", data=photo, headers=KIND)
@@ -147,7 +159,9 @@ def test_who_comes_when_all_places_are_taken_is_told_when_to_return(finder, phot
     assert client.post("/api/search", data=photo, headers=KIND).status_code == 200
 
 
-@pytest.mark.parametrize("error, status", [(ValueError("secret of /etc/x"), 500), (MemoryError(), 413), (UserError("why"), 400)])
+@pytest.mark.parametrize("error, status",
+                         [(ValueError("secret of /etc/x"), 500), (MemoryError(), 413),
+                          (UserError("why"), 400)])
 def test_failures_are_told_without_their_insides(client, finder, photo, error, status, monkeypatch, caplog):
     def fail(*_):
         raise error

@@ -9,11 +9,13 @@ import pytest
 from tests.browser import check_clean
 from tests.preloaded import Command
 
-IMAGES_SHOWN = "[...document.querySelectorAll('#results img')].every(image => image.complete && image.naturalWidth > 0)"
+IMAGES_SHOWN = "[...document.querySelectorAll('#results img')].every(image => image.naturalWidth > 0)"
+NOT_WAITING = "!document.body.classList.contains('waiting')"
 
 
 def _until(page, expression: str, seconds: float = 20):
-    """What a JavaScript expression gives, once that is true. (The page's policy forbids Playwright's own way.)"""
+    """What a JavaScript expression gives, once that is true (the page's policy forbids Playwright's own
+    way)."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := page.evaluate(expression):
@@ -37,8 +39,10 @@ def _address(process: Command) -> str:
 def served(asked, start_command) -> SimpleNamespace:
     """A server of the finder's database, settings and limits: its address, and `origin` without a slash."""
     process = start_command(
-        ["tools/serve.py", "--cfg", asked.cfg, "--weights", asked.weights, "--port", 0, "--max-mb", 1, "--index",
-         asked.database, asked.distractors, "--images", asked.jpg, asked.others, *asked.keys, "RERANK.TOP_K", "[6]"],
+        ["tools/serve.py", "--cfg", asked.cfg, "--weights", asked.weights, "--port", 0, "--max-mb", 1,
+         "--index",
+         asked.database, asked.distractors, "--images", asked.jpg, asked.others, *asked.keys,
+         "RERANK.TOP_K", "[6]"],
         env={"OMP_NUM_THREADS": "1"})
     address = _address(process)
     yield SimpleNamespace(address=address, origin=address.rstrip("/"))
@@ -74,13 +78,13 @@ def _box(page) -> list[int] | None:
 
 
 def _results(page) -> list[str]:
-    _until(page, "document.querySelectorAll('#results li').length && !document.body.classList.contains('waiting')")
+    _until(page, f"document.querySelectorAll('#results li').length && {NOT_WAITING}")
     return page.locator("#results .name").all_inner_texts()
 
 
 def test_from_a_photo_to_results(page, asked, finder):
     """Choose, draw, pick, search: what the finder finds, its scores, times and images."""
-    assert page.inner_text("#about").startswith("16 images of jpg, others; delg on ResNet-18, 16 dimensions")
+    assert page.inner_text("#about").startswith("16 images of jpg, others; delg on ResNet-18, 16 dimen")
     assert page.is_disabled("#search")
     _choose(page, asked.queries / "0.jpg")
     _drag(page, (0.125, 0.25), (0.75, 0.875))
@@ -91,16 +95,18 @@ def test_from_a_photo_to_results(page, asked, finder):
     names = _results(page)
     want = finder.find(asked.queries / "0.jpg", _box(page), 8, "spatial")
     assert names == [result.name for result in want.results]
-    assert page.locator("#results .score").all_inner_texts() == [f"{result.score:.4f}" for result in want.results]
+    scores = [f"{result.score:.4f}" for result in want.results]
+    assert page.locator("#results .score").all_inner_texts() == scores
     assert page.locator("#results .place").all_inner_texts() == [str(place) for place in range(1, 9)]
     moved = [result for result in want.results if result.found_at != result.place]
     assert moved and page.locator("#results .moved").all_inner_texts() == [
         f"{'▲' if result.found_at > result.place else '▼'} was {result.found_at}" for result in moved]
     steps = page.locator("#times dt").all_inner_texts()
     assert steps == ["decode", "describe", "search", "rerank", "total"]
-    assert all(float(text.removesuffix(" ms")) > 0 for text in page.locator("#times dd").all_inner_texts()[1:2])
+    times = [float(text.removesuffix(" ms")) for text in page.locator("#times dd").all_inner_texts()]
+    assert min(times) >= 0 and times[-1] == pytest.approx(sum(times[:-1]), abs=2)
     assert "the first 6 reordered by spatial" in page.inner_text("#status")
-    page.evaluate("document.querySelectorAll('#results img').forEach(image => { image.loading = 'eager'; })")
+    page.evaluate("document.querySelectorAll('#results img').forEach(image => image.loading = 'eager')")
     _until(page, IMAGES_SHOWN)
     assert page.locator("#results img").count() == 8
     check_clean(page)
@@ -144,7 +150,8 @@ def test_by_keyboard_alone(page, asked, finder):
     assert _box(page) == [0, 21, 62, 73]
     page.keyboard.press("Enter")
     names = _results(page)
-    assert names == [result.name for result in finder.find(asked.queries / "1.jpg", (0, 21, 62, 73)).results]
+    assert names == [result.name for result in finder.find(asked.queries / "1.jpg",
+                                                           (0, 21, 62, 73)).results]
     page.focus("#results li:first-child .open")
     page.keyboard.press("Enter")
     assert page.inner_text("#caption") == f"1. {names[0]}"
@@ -168,10 +175,11 @@ def test_by_keyboard_alone(page, asked, finder):
 def _hand_over(page, kind: str, name: str, content: bytes, mime: str = "image/jpeg") -> None:
     """A file that is dropped or pasted."""
     page.evaluate("""([kind, name, content, mime]) => {
-        const data = new DataTransfer(), bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+        const data = new DataTransfer();
+        const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
         data.items.add(new File([bytes], name, {type: mime}));
-        const event = kind === "drop" ? new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true})
-            : new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true});
+        const given = {bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data};
+        const event = kind === "drop" ? new DragEvent(kind, given) : new ClipboardEvent(kind, given);
         document.getElementById("drop").dispatchEvent(event);
     }""", [kind, name, base64.b64encode(content).decode(), mime])
 
@@ -191,7 +199,8 @@ def test_a_photo_that_is_dropped_or_pasted(page, asked, finder, kind):
 def test_what_is_no_photo_is_told(page, asked):
     _hand_over(page, "drop", "notes.txt", b"no photo", "text/plain")
     _until(page, "!document.getElementById('error').hidden")
-    assert page.inner_text("#error") == "notes.txt is no photo that can be shown here: choose JPEG, PNG, WebP, BMP."
+    assert page.inner_text("#error") == ("notes.txt is no photo that can be shown here: choose JPEG, PNG, "
+                                         "WebP, BMP.")
     _hand_over(page, "drop", "large.jpg", bytes(1_100_000))
     _until(page, "document.getElementById('error').textContent.includes('large.jpg')")
     assert page.inner_text("#error") == "large.jpg has 1.1 MB, and 1 MB are the most."
@@ -208,12 +217,13 @@ def test_answers_that_say_no(page, asked):
     """The server's words are shown, or that it is not there; the photo stays, and asking again works."""
     _choose(page, asked.queries / "0.jpg")
     for answer, message in (
-            ({"status": 503, "json": {"error": "busy with other photographs"}}, "busy with other photographs"),
+            ({"status": 503, "json": {"error": "busy with other photographs"}},
+             "busy with other photographs"),
             ({"status": 413, "body": "Request Entity Too Large"}, "the server answers 413 "),
             (None, "The server cannot be reached: is it still running?")):
         page.route("**/api/search?*", _answering(answer))
         page.click("#search")
-        _until(page, "!document.getElementById('error').hidden && !document.body.classList.contains('waiting')")
+        _until(page, f"!document.getElementById('error').hidden && {NOT_WAITING}")
         assert page.inner_text("#error").startswith(message)
         page.unroute("**/api/search?*")
     page.click("#search")
@@ -224,7 +234,8 @@ def test_names_and_images_of_any_kind(page, asked):
     """Names are text, scores may be none, and images may be missing."""
     entry = {"place": 1, "found_at": 3, "name": "<b>x</b>", "score": None, "similarity": 0.5, "image": None}
     page.route("**/api/search?*", lambda route: route.fulfill(json={
-        "results": [entry, {**entry, "image": "/image/12?v=1"}], "size": [9, 9], "region": [0, 0, 9, 9], "described_at": [4, 4],
+        "results": [entry, {**entry, "image": "/image/12?v=1"}], "size": [9, 9], "region": [0, 0, 9, 9],
+        "described_at": [4, 4],
         "reranker": "rrt", "reranked": 2, "seconds": {"decode": 0, "describe": 0.0123, "search": 2}}))
     _choose(page, asked.queries / "0.jpg")
     page.click("#search")
@@ -255,7 +266,8 @@ def _contrast(page, front: str, back: str) -> float:
             probe.remove();
             return colour.match(/[0-9.]+/g).slice(0, 3).map(Number);
         }""", name)
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (n / 255 for n in numbers)]
+        shares = [number / 255 for number in numbers]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     high, low = sorted((light(front), light(back)), reverse=True)
@@ -269,7 +281,8 @@ def test_dark_and_light(browser, served, scheme):
     for expected in (scheme, "light" if scheme == "dark" else "dark"):
         red = int(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0]"))
         assert (red > 200) == (expected == "light")
-        for front, back in (("--ink", "--paper"), ("--pale", "--paper"), ("--pale", "--card"), ("--accent", "--card"),
+        for front, back in (("--ink", "--paper"), ("--pale", "--paper"), ("--pale", "--card"),
+                            ("--accent", "--card"),
                             ("--on-accent", "--accent"), ("--warm", "--card"), ("--ink", "--alert")):
             assert _contrast(page, front, back) >= 4.5, (expected, front, back)
         page.click("#theme")
@@ -278,13 +291,15 @@ def test_dark_and_light(browser, served, scheme):
 
 def test_on_a_phone(browser, served, asked):
     """Nothing is wider than the screen; a finger draws the box; the results come into view."""
-    page = browser.open(served.address, served.origin, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page = browser.open(served.address, served.origin, viewport={"width": 360, "height": 740},
+                        has_touch=True, is_mobile=True)
     _choose(page, asked.queries / "0.jpg")
     area = page.locator("#stage").bounding_box()
     touch = page.context.new_cdp_session(page)
 
     def send(kind: str, *share: float) -> None:
-        points = [{"x": area["x"] + share[0] * area["width"], "y": area["y"] + share[1] * area["height"]}] if share else []
+        points = [{"x": area["x"] + share[0] * area["width"],
+                   "y": area["y"] + share[1] * area["height"]}] if share else []
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
     send("touchStart", 0.25, 0.25)

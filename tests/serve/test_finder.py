@@ -1,4 +1,4 @@
-"""Asking: against slow searches, what tools/infer.py and tools/rerank.py make, and all that can be wrong."""
+"""Asking: against slow searches, and what tools/infer.py and tools/rerank.py make; and mistakes."""
 import csv
 import shutil
 import tempfile
@@ -38,7 +38,8 @@ def _slow_search(descriptor: np.ndarray, stores: list[FeatureStore]) -> list[tup
     """(score, row, name) of all images that did not fail, best first, equal ones by row."""
     found, row = [], 0
     for store in stores:
-        for descriptors, status, name in zip(np.asarray(store.global_descriptors()), store.status, store.names):
+        for descriptors, status, name in zip(np.asarray(store.global_descriptors()), store.status,
+                                             store.names):
             if status == 0:
                 score = float(sum(float(a) * float(b) for a, b in zip(descriptors, descriptor)))
                 found.append((score, row, name))
@@ -54,7 +55,8 @@ def test_results_are_those_of_a_slow_search(asked, finder, described):
     assert len(want) == 15 and 12 not in [row for _, row, _ in want]       # others/2.jpg is no image
     assert [result.row for result in found.results] == [row for _, row, _ in want]
     assert [result.name for result in found.results] == [name for _, _, name in want]
-    np.testing.assert_allclose([result.score for result in found.results], [score for score, _, _ in want], atol=1e-6)
+    np.testing.assert_allclose([result.score for result in found.results], [score for score, _, _ in want],
+                               atol=1e-6)
     assert [(result.place, result.found_at) for result in found.results] == [(n, n) for n in range(1, 16)]
     for result in found.results:
         folder, name = (asked.jpg, result.name) if result.row < 10 else (asked.others, result.name)
@@ -100,15 +102,17 @@ def test_an_index_finds_what_stores_do(asked, finder, tmp_path, parts):
     other = open_finder(asked.cfg, asked.weights, asked.keys, paths, [asked.jpg, asked.others])
     for query in range(2):
         mine, theirs = (one.find(asked.queries / f"{query}.jpg", top=15).results for one in (other, finder))
-        assert [(one.row, one.name, one.image) for one in mine] == [(one.row, one.name, one.image) for one in theirs]
+        assert [(one.row, one.name, one.image) for one in mine] == [(one.row, one.name,
+                                                                     one.image) for one in theirs]
         np.testing.assert_allclose([one.score for one in mine], [one.score for one in theirs], atol=1e-6)
-    reranked = [one.find(asked.queries / "0.jpg", reranker="superglobal").results for one in (other, finder)]
+    reranked = [one.find(asked.queries / "0.jpg", reranker="superglobal").results for one in (other,
+                                                                                              finder)]
     # The index's finder has a RERANK.TOP_K of 100, the other of 6
     assert [one.row for one in reranked[0]] != [one.row for one in reranked[1]]
 
 
 def test_rerankers_give_the_scores_of_the_command(asked, finder, rrt_keys, tmp_path):
-    """All methods and a chain, three queries in turn, so that what is kept of one would show in the next."""
+    """All methods and a chain, three queries in turn: what is kept of one would show in the next."""
     cfg = load_cfg(asked.cfg, [*asked.keys, *rrt_keys, "RERANK.QUERY", str(asked.query), "RERANK.DATABASE",
                                str(asked.database), "RERANK.DISTRACTORS", f"[{asked.distractors}]",
                                "RERANK.OUT_DIR", str(tmp_path), "RERANK.TOP_K", "[6]"])
@@ -124,6 +128,24 @@ def test_rerankers_give_the_scores_of_the_command(asked, finder, rrt_keys, tmp_p
             assert (found.reranker, found.reranked, list(found.seconds)[-1]) == (method, 6, "rerank")
 
 
+def test_asmk_by_words_that_were_learned_before(asked, tmp_path):
+    """It keeps the query that it saw last: two in turn."""
+    pytest.importorskip("asmk", reason="the package asmk is absent")
+    keys = [*asked.keys, "RERANK.TOP_K", "[6]", "RERANK.ASMK.WORDS", "8", "RERANK.ASMK.FOLDER",
+            str(tmp_path)]
+    cfg = load_cfg(asked.cfg, [*keys, "RERANK.QUERY", str(asked.query), "RERANK.DATABASE",
+                               str(asked.database), "RERANK.OUT_DIR", str(tmp_path)])
+    rerank(cfg, [["asmk"]])
+    finder = open_finder(asked.cfg, asked.weights, keys, [asked.database], (), "asmk")
+    for query in (0, 1, 0):
+        found = finder.find(asked.queries / f"{query}.jpg", asked.boxes[query], 6, "asmk")
+        with open(tmp_path / "asmk_top6.csv", encoding="utf-8") as file:
+            want = [line for line in csv.DictReader(file) if line["query"] == f"{query}.jpg"]
+        assert [result.name for result in found.results] == [line["image"] for line in want]
+        np.testing.assert_allclose([result.score for result in found.results],
+                                   [float(line["score"]) for line in want], atol=2e-6)
+
+
 def test_places_before_and_images_behind_the_first(asked, finder):
     before = finder.find(asked.queries / "0.jpg", top=15).results
     after = finder.find(asked.queries / "0.jpg", top=15, reranker="rrt").results
@@ -134,6 +156,7 @@ def test_places_before_and_images_behind_the_first(asked, finder):
         assert before[result.found_at - 1].score == result.similarity
     assert [result.place for result in after] == list(range(1, 16))
     assert after[6:] == before[6:]
+    assert len(finder.rerankers._made["rrt"].known._known) == 1     # of queries before nothing is kept
 
 
 def test_rerankers_that_can_be_had(finder):
@@ -180,7 +203,7 @@ def _source(folder):
 
 
 @pytest.mark.parametrize("keys, message", [
-    (["INFER.SCALES", "[1.0]"], r"was made with another scales than this model's \(\[0.7071, 1.0\], and not"),
+    (["INFER.SCALES", "[1.0]"], r"another scales than this model's \(\[0.7071, 1.0\], and not"),
     (["INFER.SCALE_POOLING", "max"], "another scale_pooling .*give the INFER.SCALE_POOLING"),
     (["INFER.SIZE", "64"], "another config_digest .*give the MODEL, INPUT"),
     (["MODEL.HEADS.REDUCTION_DIM", "8"], "has descriptors of 16 dimensions, this model of 8")])
@@ -209,15 +232,17 @@ def test_a_database_of_other_weights(asked, tmp_path, kind):
     if kind == "index":
         path = tmp_path / "index"
         build_index(path, [FeatureStore(asked.database)], "flat")
-    with pytest.raises(UserError, match="was made by another model than this one: .*different weights") as caught:
+    with pytest.raises(UserError, match="by another model than this one: .*different weights") as caught:
         open_finder(asked.cfg, str(tmp_path / "w.pyth"), asked.keys, [path])
     assert "\n" not in str(caught.value)
 
 
 def test_folders_that_are_no_database(asked, tmp_path):
-    for paths, message in (([], "there is no database to ask"), ([tmp_path / "none"], "none does not exist"),
+    for paths, message in (([], "there is no database to ask"),
+                           ([tmp_path / "none"], "none does not exist"),
                            ([tmp_path], "holds neither an index nor a store"),
-                           ([asked.database, asked.database], "has images that .* has as well: give each once")):
+                           ([asked.database, asked.database],
+                            "has images that .* has as well: give each once")):
         with pytest.raises(UserError, match=message):
             Database(paths)
     (tmp_path / "manifest.json").write_text("{}")
@@ -262,7 +287,8 @@ def test_limits(asked, finder, monkeypatch):
             finder.find(cv2.imencode(ending, pixels)[1].tobytes())
 
 
-@pytest.mark.parametrize("box, size", [(None, (64, 48)), ((10, 20, 110, 96), (64, 49)), ((3, 3, 60, 60), None)])
+@pytest.mark.parametrize("box, size", [(None, (64, 48)), ((10, 20, 110, 96), (64, 49)),
+                                       ((3, 3, 60, 60), None)])
 def test_large_regions_are_shrunk(asked, finder, described, monkeypatch, box, size):
     """To the mean of what each pixel covers: what OpenCV makes of the region; no larger than asked for."""
     pixels = cv2.imread(str(asked.queries / "1.jpg"))
@@ -306,7 +332,8 @@ def test_nothing_is_left_behind(asked, finder, tmp_path, monkeypatch):
 
 def test_names_do_not_lead_out_of_a_folder(tmp_path):
     (tmp_path / "in").mkdir()
-    names = ["../secret.jpg", str(tmp_path / "secret.jpg"), "a/../../secret.jpg", "x\0y.jpg", "plain", "gone.jpg"]
+    names = ["../secret.jpg", str(tmp_path / "secret.jpg"), "a/../../secret.jpg", "x\0y.jpg", "plain",
+             "gone.jpg"]
     for file in ("secret.jpg", "in/plain.jpg"):
         (tmp_path / file).write_bytes(b"x")
     writer = StoreWriter(tmp_path / "store", names, 2, 10, {})

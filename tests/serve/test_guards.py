@@ -14,8 +14,10 @@ from dolg.serve.turns import BusyError, Turns
 from dolg.serve.views import Views
 
 LOCAL = ["127.0.0.1", "127.0.0.1:8000", "localhost", "LocalHost:99", "[::1]:8000", "127.8.9.1:1"]
-STRANGE = ["", "evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "a@localhost",
-           "localhost/x", "localhost:port", "localhost:99999999", "[::1", "0.0.0.0", "169.254.169.254", "10.0.0.7",
+STRANGE = ["", "evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example",
+           "a@localhost",
+           "localhost/x", "localhost:port", "localhost:99999999", "[::1", "0.0.0.0", "169.254.169.254",
+           "10.0.0.7",
            "2130706433", "localhost\x00", "localhost?x", "localhost#x", "[::ffff:10.0.0.7]"]
 
 
@@ -48,7 +50,8 @@ def test_loopback():
     ({"Sec-Fetch-Site": "none"}, False), ({"Sec-Fetch-Site": "cross-site"}, True),
     ({"Sec-Fetch-Site": "same-site"}, True), ({"Origin": "http://localhost:8000"}, False),
     ({"Origin": "http://localhost:8001"}, True), ({"Origin": "http://evil.example"}, True),
-    ({"Origin": "null"}, True), ({"Origin": ""}, True), ({"Origin": "http://localhost:8000.evil.example"}, True),
+    ({"Origin": "null"}, True), ({"Origin": ""}, True),
+    ({"Origin": "http://localhost:8000.evil.example"}, True),
     ({"Sec-Fetch-Site": "same-origin", "Origin": "https://evil.example"}, True)])
 def test_pages_of_other_sites(headers, elsewhere):
     assert is_from_elsewhere({"Host": "localhost:8000", **headers}) == elsewhere
@@ -102,7 +105,8 @@ def test_who_waits_too_long_is_sent_away():
 def files(tmp_path) -> ImageFiles:
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate([(60, 90), (900, 1800), (3, 2000)]):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 255, (height, width, 3), dtype=np.uint8) // 8 + 99)
+        cv2.imwrite(str(tmp_path / f"{number}.png"),
+                    rng.integers(0, 255, (height, width, 3), dtype=np.uint8) // 8 + 99)
     (tmp_path / "3.png").write_text("no image")
     writer = StoreWriter(tmp_path / "store", [f"{number}.png" for number in range(5)], 2, 10, {})
     writer.write_chunk(0, np.eye(5, 2, dtype=np.float32), {})
@@ -125,13 +129,15 @@ def test_views(files):
 
 def test_views_that_there_are_not(files):
     views = Views(files, 100_000)
-    for row, message in ((3, "not an image"), (4, "its file is not in the folders"), (1, "claims 1800 x 900 pixels")):
+    for row, message in ((3, "not an image"), (4, "its file is in none of the given"),
+                         (1, "claims 1800 x 900 pixels")):
         with pytest.raises(ImageError, match=message):
             views.view(row, "small")
 
 
 def test_views_are_kept_within_bounds(files, monkeypatch):
-    views, made = Views(files, 10_000_000, cache_bytes=len(Views(files, 10_000_000).view(1, "small")) + 10), []
+    views, made = Views(files, 10_000_000,
+                        cache_bytes=len(Views(files, 10_000_000).view(1, "small")) + 10), []
     make = views._made
     monkeypatch.setattr(views, "_made", lambda row, side: made.append(row) or make(row, side))
     for row in (1, 1, 0, 0, 1, 1):      # 0 takes the place of 1, and 1 that of 0

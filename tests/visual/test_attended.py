@@ -34,8 +34,11 @@ def side(count, padded=0, pairs=2, seed=0):
     mask = torch.zeros(pairs, count, dtype=torch.bool)
     if padded:
         mask[0, -padded:] = True
-    return {"global": torch.randn(pairs, 6, generator=rng), "local": torch.randn(pairs, count, 8, generator=rng),
-            "mask": mask, "scales": torch.randint(0, 2, (pairs, count), generator=rng)}
+    return {
+    "global": torch.randn(
+        pairs, 6, generator=rng), "local": torch.randn(
+            pairs, count, 8, generator=rng), "mask": mask, "scales": torch.randint(
+                0, 2, (pairs, count), generator=rng)}
 
 
 def slow_layers(model, query, candidate, pair):
@@ -57,7 +60,8 @@ def slow_layers(model, query, candidate, pair):
     return found, model.classifier(x[0, 0]).item(), kept.numpy()
 
 
-@pytest.mark.parametrize("counts, padded", [((5, 7), (0, 0)), ((5, 7), (2, 3)), ((1, 4), (1, 0)), ((0, 3), (0, 0))])
+@pytest.mark.parametrize("counts, padded", [((5, 7), (0, 0)),
+                         ((5, 7), (2, 3)), ((1, 4), (1, 0)), ((0, 3), (0, 0))])
 def test_weights_are_those_of_the_forward_pass(model, counts, padded):
     query, candidate = (side(*arguments, seed=seed) for seed, arguments in enumerate(zip(counts, padded)))
     with torch.no_grad():
@@ -124,9 +128,18 @@ def test_strongest():
 
 
 def images(rng, counts):
-    tables = [LocalTable(np.array([0, n]), rng.standard_normal((n, 8)).astype(np.float32),
-                         rng.uniform(0, 90, (n, 2)).astype(np.float32), rng.choice(SCALES, n).astype(np.float32),
-                         np.ones(n, np.float32)) for n in counts]
+    tables = [
+    LocalTable(
+        np.array(
+            [
+                0, n]), rng.standard_normal(
+                    (n, 8)).astype(
+                        np.float32), rng.uniform(
+                            0, 90, (n, 2)).astype(
+                                np.float32), rng.choice(
+                                    SCALES, n).astype(
+                                        np.float32), np.ones(
+                                            n, np.float32)) for n in counts]
     return ArrayImages(rng.standard_normal((len(counts), 6)).astype(np.float32), tables)
 
 
@@ -160,7 +173,8 @@ def test_the_picture(found, tmp_path):
     layers = [np.zeros((1, rows, 9)) for rows in (9, 1)]
     for layer in layers:
         layer[:, 0, [2, 8]] = 0.8, 0.2      # the query's first, the candidate's last
-    attention = PairAttention(0.0, layers, np.array([[20, 30], [80, 80]]), np.array([[1, 2], [3, 4], [50, 60]]))
+    attention = PairAttention(0.0, layers, np.array(
+        [[20, 30], [80, 80]]), np.array([[1, 2], [3, 4], [50, 60]]))
     write_picture(draw_attended(*photos, attention), tmp_path / "picture.png")
     picture = cv2.imread(str(tmp_path / "picture.png"))[..., ::-1].astype(int)
     yellow = (picture[..., 0] > 200) & (picture[..., 1] > 200) & (picture[..., 2] < 200)

@@ -1,4 +1,4 @@
-"""Maps of attention against slow code on the network's own pieces, and where they are laid over an image."""
+"""Maps of attention against slow code on the network's own pieces, and where they lie over an image."""
 import math
 
 import cv2
@@ -108,7 +108,8 @@ def test_orthogonal_shares_of_vectors():
         np.testing.assert_allclose(found[image], slow_orthogonal(local[image], direction[image]), atol=1e-5)
     assert found[0, 1, 1] == 0 and found[0, 0, 0] < 1e-5 and found[1, 2, 3] == pytest.approx(1, abs=1e-5)
     # Without a direction nothing is taken away
-    np.testing.assert_allclose(orthogonal_shares(local[:1], torch.zeros(1, 6))[0] > 0, local[0].norm(dim=0) > 0)
+    np.testing.assert_allclose(orthogonal_shares(local[:1], torch.zeros(1, 6))[
+                               0] > 0, local[0].norm(dim=0) > 0)
 
 
 def test_orthogonal_map_of_dolg(pixels):
@@ -119,7 +120,12 @@ def test_orthogonal_map_of_dolg(pixels):
             stages = model.backbone(fed(model, pixels, scale))
             direction = model.fc_global(model.pool(stages["stage4"]))[0]
             local, _ = model.attention(model.multi_atrous(stages["stage3"]))
-        np.testing.assert_allclose(one.values, slow_orthogonal(local[0].double().numpy(), direction), atol=1e-4)
+        np.testing.assert_allclose(
+    one.values,
+    slow_orthogonal(
+        local[0].double().numpy(),
+        direction),
+         atol=1e-4)
 
 
 def slow_shares(kind, maps, p=3.0, eps=1e-6):
@@ -163,7 +169,14 @@ def test_share_map_is_of_what_the_network_pools(arch, p, pixels):
         with torch.no_grad():
             stage4 = model.backbone(fed(model, pixels, scale))["stage4"]
             pooled = regional_gem(stage4) if arch == "superglobal" else stage4
-        np.testing.assert_allclose(one.values, slow_shares("gem", pooled[0].numpy(), p), rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(
+    one.values,
+    slow_shares(
+        "gem",
+        pooled[0].numpy(),
+        p),
+        rtol=2e-3,
+         atol=1e-5)
 
 
 def test_each_pooling_of_cgd_has_a_map(pixels):
@@ -198,7 +211,7 @@ def test_square_input_and_half_precision(pixels):
 
 
 def test_a_network_without_maps(pixels):
-    with pytest.raises(UserError, match="RerankingTransformerOnMaps has no attention or orthogonal or share"):
+    with pytest.raises(UserError, match="TransformerOnMaps has no attention or orthogonal or share"):
         attention_maps(network("rrt_sop", "MODEL.RRT.DIM", "8"), pixels, [1.0])
     with pytest.raises(UserError, match="DELG has no orthogonal to show"):
         attention_maps(network("delg"), pixels, [1.0], ["orthogonal"])
@@ -240,7 +253,8 @@ def test_overlay_colours():
         r, g, b = photo[row, column].astype(float)
         grey = (0.299 * r + 0.587 * g + 0.114 * b) / 255
         colour = table(min(1.0, max(0.0, float(values[row, column]) / 4)))[:3]
-        np.testing.assert_allclose(found[row, column], [255 * (0.5 * c + 0.5 * grey) for c in colour], atol=1.6)
+        np.testing.assert_allclose(found[row, column], [255 * (0.5 * c + 0.5 * grey)
+                                   for c in colour], atol=1.6)
 
 
 class Brightness(torch.nn.Module):

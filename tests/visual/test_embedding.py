@@ -25,7 +25,8 @@ def write_store(tmp_path):
         for chunk in range(writer.num_chunks):
             rows = writer.rows(chunk)
             part = table[rows.start:rows.stop]
-            writer.write_chunk(chunk, part, {row: "no photo" for row in np.flatnonzero(np.isnan(part[:, 0])).tolist()})
+            writer.write_chunk(
+                chunk, part, {row: "no photo" for row in np.flatnonzero(np.isnan(part[:, 0])).tolist()})
         return FeatureStore(tmp_path / name)
 
     return write
@@ -63,7 +64,7 @@ def test_rows_are_counted_through_all_stores(write_store):
 def test_stores_without_a_map(write_store):
     rng = np.random.default_rng(0)
     with pytest.raises(UserError, match="descriptors of 4, 5 dimensions"):
-        embed([write_store("a", rng.standard_normal((5, 4))), write_store("b", rng.standard_normal((5, 5)))])
+        embed([write_store(name, rng.standard_normal((5, dim))) for name, dim in (("a", 4), ("b", 5))])
     table = rng.standard_normal((4, 4))
     table[1:3] = np.nan
     with pytest.raises(UserError, match="2 images have a descriptor: a map needs 3 or more"):
@@ -104,7 +105,7 @@ def test_packages(write_store, monkeypatch, method, module, name, package):
     covariance = np.cov(places.T)
     assert abs(covariance[0, 1]) < 1e-4 and covariance[0, 0] >= covariance[1, 1]
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=f"--method {method} needs the package {package}: pip install {package}"):
+    with pytest.raises(UserError, match=f"{method} needs the package {package}: pip install {package}"):
         embed([store], method)
 
 
@@ -124,7 +125,8 @@ def test_tsne_keeps_groups_together(write_store):
 
 def test_spread_keeps_shape():
     rng = np.random.default_rng(0)
-    for places in (rng.uniform(3, 900, (50, 2)), rng.uniform(0, 1e-3, (50, 2)) * [1, 20], np.array([[1, 1], [1, 5]])):
+    for places in (rng.uniform(3, 900, (50, 2)), rng.uniform(
+        0, 1e-3, (50, 2)) * [1, 20], np.array([[1, 1], [1, 5]])):
         found = spread(places.astype(float), 8.0, 5.0, 0.3)
         low, high = found.min(axis=0), found.max(axis=0)
         assert (low > 0.3 - 1e-9).all() and (high < np.array([7.7, 4.7]) + 1e-9).all()
@@ -143,7 +145,8 @@ def test_thumbnails_do_not_overlap():
         order = rng.permutation(400)
         kept, expected = apart(spots, side, order), []
         for row in order.tolist():
-            if all(max(abs(spots[row, 0] - spots[k, 0]), abs(spots[row, 1] - spots[k, 1])) >= side for k in expected):
+            if all(max(abs(spots[row, 0] - spots[k, 0]),
+                   abs(spots[row, 1] - spots[k, 1])) >= side for k in expected):
                 expected.append(row)
         assert kept == expected
 
@@ -168,7 +171,8 @@ def test_the_picture_has_thumbnails_and_dots_in_their_places(tmp_path):
 
     def give(row):
         asked.append(row)
-        return None if row == 1 else np.full((30, 40, 3), [int(tints[row][i:i + 2], 16) for i in (1, 3, 5)], np.uint8)
+        return None if row == 1 else np.full(
+            (30, 40, 3), [int(tints[row][i:i + 2], 16) for i in (1, 3, 5)], np.uint8)
 
     figure = draw_embedding(places, ["x", "y", "", ""], give, "four", side=0.5, seed=3)
     write_picture(figure, tmp_path / "map.png")
@@ -181,8 +185,10 @@ def test_the_picture_has_thumbnails_and_dots_in_their_places(tmp_path):
         height, width = np.ptp(found, axis=0) + 1
         assert abs(width - 0.5 * DPI) < 8 and abs(height - 0.375 * DPI) < 8
     # The first lies lower left of the last
-    assert first.mean(axis=0)[0] > last.mean(axis=0)[0] + 100 and first.mean(axis=0)[1] < last.mean(axis=0)[1] - 100
-    dot = pixels_of(picture[:, :round(7.6 * DPI)], "#E69F00")       # y's, which has no thumbnail; less the legend
+    assert first.mean(axis=0)[0] > last.mean(axis=0)[0] + \
+                      100 and first.mean(axis=0)[1] < last.mean(axis=0)[1] - 100
+    # y's, which has no thumbnail; less the legend
+    dot = pixels_of(picture[:, :round(7.6 * DPI)], "#E69F00")
     assert len(dot) > 10
     assert abs(dot.mean(axis=0)[1] - last.mean(axis=0)[1]) < 5
     assert abs(dot.mean(axis=0)[0] - first.mean(axis=0)[0]) < 5
@@ -207,8 +213,8 @@ def test_files_of_names(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     folders = [tmp_path / "one", tmp_path / "two"]
-    for name, file in (("a", "one/a.jpg"), ("a.png", "two/a.png"), ("b", "two/b.jpg"), ("sub/c.png", "two/sub/c.png"),
-                       ("d", "two/d")):
+    for name, file in (("a", "one/a.jpg"), ("a.png", "two/a.png"), ("b", "two/b.jpg"),
+                       ("sub/c.png", "two/sub/c.png"), ("d", "two/d")):
         assert find_photograph(folders, name) == tmp_path / file
     assert find_photograph(folders, "e") is None
 
@@ -233,7 +239,8 @@ def test_landmarks_of_a_ground_truth(tmp_path):
 
 
 def test_two_landmarks_with_one_name(tmp_path):
-    file = truth(tmp_path, ["eiffel_1", "eiffel_2"], ["eiffel_3", "eiffel_4"], [{"easy": [0]}, {"easy": [1]}])
+    file = truth(tmp_path, ["eiffel_1", "eiffel_2"], [
+                 "eiffel_3", "eiffel_4"], [{"easy": [0]}, {"easy": [1]}])
     found = labels_by_name(file, None)
     assert found["eiffel_1"] == found["eiffel_3"] != found["eiffel_2"] == found["eiffel_4"]
 
@@ -250,7 +257,8 @@ def test_endings_of_pictures(tmp_path):
     with pytest.raises(UserError, match="-o map.gif: a picture's name ends in .png, .jpg"):
         check_picture(tmp_path.joinpath("map.gif").relative_to(tmp_path))
     figure = draw_embedding(np.eye(3)[:, :2], [""] * 3, lambda row: None, "t", 0.0)
-    for ending, start in ((".png", b"\x89PNG"), (".JPG", b"\xff\xd8"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
+    for ending, start in ((".png", b"\x89PNG"), (".JPG", b"\xff\xd8"),
+                          (".svg", b"<?xml"), (".pdf", b"%PDF")):
         write_picture(figure, tmp_path / f"map{ending}")
         assert (tmp_path / f"map{ending}").read_bytes().startswith(start)
 
@@ -259,7 +267,8 @@ def test_five_thousand_images_are_streamed(write_store, monkeypatch):
     """No more than a chunk is in memory as float64, and no thumbnail is made that is not shown."""
     store = write_store("a", np.random.default_rng(0).standard_normal((5000, 8)), chunk_size=500)
     sizes, before = [], embedding._chunks
-    monkeypatch.setattr(embedding, "_chunks", lambda stores: (sizes.append(len(c)) or c for c in before(stores)))
+    monkeypatch.setattr(embedding, "_chunks", lambda stores: (
+        sizes.append(len(c)) or c for c in before(stores)))
     places, rows = embed([store])
     assert max(sizes) == 500 and len(sizes) == 20 and len(rows) == 5000
     asked = []

@@ -36,8 +36,15 @@ def pair():
     """40 features that WARP moves and 25 that have nothing to do with each other."""
     rng = np.random.default_rng(0)
     alike, xy = rng.standard_normal((40, 16)), rng.uniform((20, 20), (380, 280), (40, 2))
-    unlike = [locals_at(np.r_[points, rng.uniform(0, 300, (25, 2))], np.r_[alike, rng.standard_normal((25, 16))])
-              for points in (xy, moved(WARP, xy))]
+    unlike = [
+    locals_at(
+        np.r_[
+            points, rng.uniform(
+                0, 300, (25, 2))], np.r_[
+                    alike, rng.standard_normal(
+                        (25, 16))]) for points in (
+                            xy, moved(
+                                WARP, xy))]
     return unlike, xy
 
 
@@ -48,7 +55,8 @@ def cfg(*options):
 def test_the_reranker_finds_the_same(pair):
     tables, xy = pair
     query, database = map(images_of_locals, tables)
-    found = match_pair(cfg("RERANK.SPATIAL.MATCHING", "mutual", "RERANK.SPATIAL.THRESHOLD", "5"), query, 0, database, 0)
+    found = match_pair(cfg("RERANK.SPATIAL.MATCHING", "mutual",
+                       "RERANK.SPATIAL.THRESHOLD", "5"), query, 0, database, 0)
     score, = SpatialReranker(query, database, "mutual", threshold=5.0).score_pairs(0, np.array([0]))
     assert found.inliers == score == 40 and found.model == "homography"
     np.testing.assert_allclose(found.pair.query_xy[found.pair.inliers], xy, atol=1e-3)
@@ -73,7 +81,10 @@ def test_images_without_local_features(pair):
         match_pair(cfg(), images_of_locals(pair[0][0]), 0, nothing, 0)
 
 
-def verified(matrix, query_xy=np.zeros((0, 2)), candidate_xy=np.zeros((0, 2)), inliers=None, model="homography"):
+def verified(
+    matrix, query_xy=np.zeros(
+        (0, 2)), candidate_xy=np.zeros(
+            (0, 2)), inliers=None, model="homography"):
     query_xy, candidate_xy = (np.asarray(xy, np.float32).reshape(-1, 2) for xy in (query_xy, candidate_xy))
     inliers = np.ones(len(query_xy), bool) if inliers is None else np.array(inliers)
     return MatchedPair(query_xy, candidate_xy, VerifiedPair(query_xy, candidate_xy, inliers, matrix), model)
@@ -85,7 +96,8 @@ def test_outlines():
     np.testing.assert_allclose(projected_outline(verified(WARP), box), moved(WARP, corners))
     np.testing.assert_allclose(projected_outline(verified(-WARP), box), moved(WARP, corners))
     affine = np.r_[WARP[:2], [[0, 0, 1]]]
-    np.testing.assert_allclose(projected_outline(verified(WARP[:2], model="affine"), box), moved(affine, corners))
+    np.testing.assert_allclose(projected_outline(
+        verified(WARP[:2], model="affine"), box), moved(affine, corners))
     assert projected_outline(verified(None), box) is None
     assert projected_outline(verified(WARP, model="fundamental"), box) is None
     # Its third row is 0 along x = 50, in the middle of the box
@@ -96,14 +108,16 @@ def photograph(height, width, name="photo"):
     return Photograph(name, np.full((height, width, 3), 128, np.uint8), 0, 0, width, height)
 
 
-@pytest.mark.parametrize("sizes", [((300, 400), (300, 400)), ((900, 300), (200, 1500)), ((2400, 3200), (50, 40))])
+@pytest.mark.parametrize("sizes", [((300, 400), (300, 400)),
+                         ((900, 300), (200, 1500)), ((2400, 3200), (50, 40))])
 def test_places_are_in_their_frames(sizes):
     photos = [photograph(*size) for size in sizes]
     sheet = PairSheet(*photos, "title", [])
     for side, (height, width) in enumerate(sizes):
         left, top, columns, rows = sheet.frames[side]
         assert columns / rows == pytest.approx(width / height)
-        found = sheet.place(side, [(-0.5, -0.5), (width - 0.5, height - 0.5), (width / 2 - 0.5, height / 2 - 0.5)])
+        found = sheet.place(side, [(-0.5, -0.5), (width - 0.5, height - 0.5),
+                            (width / 2 - 0.5, height / 2 - 0.5)])
         np.testing.assert_allclose(found, [(left, top), (left + columns, top + rows),
                                            (left + columns / 2, top + rows / 2)])
     (left, _, width, height), (other, _, other_width, other_height) = sheet.frames
@@ -134,7 +148,19 @@ def test_a_match_is_drawn_on_what_matches(tmp_path):
     assert with_match.shape == nothing.shape
     frames = PairSheet(*photos, "t", []).frames
     for left, top, width, height in frames:
-        window = np.s_[round(top * DPI):round((top + height) * DPI), round(left * DPI):round((left + width) * DPI)]
+        window = np.s_[
+    round(
+        top *
+        DPI):round(
+            (top +
+            height) *
+            DPI),
+            round(
+                left *
+                DPI):round(
+                    (left +
+                    width) *
+                     DPI)]
         rows, columns = np.nonzero((nothing[window] > 200).all(axis=2))
         assert len(rows) > 5
         y, x = round(rows.mean()), round(columns.mean())
@@ -160,11 +186,18 @@ def test_the_outline_is_drawn_where_the_warp_takes_it(tmp_path):
     candidate = Photograph("candidate", warped, 0, 0, 520, 400)
     picture = drawn(draw_matches(query, candidate, verified(WARP)), tmp_path)
     left, top, width, height = PairSheet(query, candidate, "t", []).frames[1]
-    window = picture[round(top * DPI):round((top + height) * DPI), round(left * DPI):round((left + width) * DPI)]
+    window = picture[round(top * DPI):round((top + height) * DPI),
+                           round(left * DPI):round((left + width) * DPI)]
     line = is_colour(window, OUTLINE, 60)
-    bright = cv2.resize((warped[..., 0] > 115).astype(np.uint8), window.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    bright = cv2.resize((warped[..., 0] > 115).astype(np.uint8),
+                        window.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     edge = cv2.morphologyEx(bright, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-    thick_edge, thick_line = (cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))) > 0 for mask in (edge, line))
+    thick_edge, thick_line = (
+    cv2.dilate(
+        mask.astype(
+            np.uint8), np.ones(
+                (9, 9))) > 0 for mask in (
+                    edge, line))
     assert line.sum() > 300
     assert thick_edge[line].mean() > 0.98 and thick_line[edge].mean() > 0.98
 

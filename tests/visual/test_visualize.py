@@ -15,9 +15,9 @@ from dolg.models import build_model
 from tools.visualize import main
 
 TOOL = "tools/visualize.py"
-SMALL = ["MODEL.DEPTH", "18", "RESNET.STEM_WIDTH", "8", "MODEL.HEADS.REDUCTION_DIM", "12", "MODEL.DELG.LOCAL_DIM",
-         "8", "DEVICE", "cpu", "INFER.SCALES", "[0.7, 1.0]", "INFER.LOCAL_SCALES", "[1.0]", "INFER.LOCAL_THRESHOLD",
-         "0.0"]
+SMALL = ["MODEL.DEPTH", "18", "RESNET.STEM_WIDTH", "8", "MODEL.HEADS.REDUCTION_DIM", "12",
+         "MODEL.DELG.LOCAL_DIM", "8", "DEVICE", "cpu", "INFER.SCALES", "[0.7, 1.0]", "INFER.LOCAL_SCALES", "[1.0]",
+         "INFER.LOCAL_THRESHOLD", "0.0"]
 RRT = ["MODEL.RRT.LAYERS", "2", "MODEL.RRT.HEADS", "2", "MODEL.RRT.DIM", "8", "MODEL.RRT.FEEDFORWARD", "12",
        "MODEL.RRT.GLOBAL_DIM", "12", "MODEL.RRT.SCALES", "[1.0]", "DEVICE", "cpu"]
 
@@ -31,18 +31,24 @@ def place(tmp_path_factory):
     for number in range(5):
         pixels = cv2.resize(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8), (208, 144 + 16 * number))
         cv2.imwrite(str(root / "jpg" / f"p{number}.jpg"), pixels)
-    for arch, options in (("delg", SMALL), ("dolg", SMALL), ("rrt", RRT), ("rrt_sop", [*SMALL, "MODEL.RRT.DIM", "8"])):
+    for arch, options in (("delg", SMALL), ("dolg", SMALL), ("rrt", RRT),
+                          ("rrt_sop", [*SMALL, "MODEL.RRT.DIM", "8"])):
         torch.manual_seed(0)
-        torch.save(build_model(load_cfg(None, ["MODEL.ARCH", arch, *options])).state_dict(), root / f"{arch}.pth")
+        torch.save(
+    build_model(
+        load_cfg(
+            None, [
+                "MODEL.ARCH", arch, *options])).state_dict(), root / f"{arch}.pth")
         (root / f"{arch}.yaml").write_text(f"MODEL:\n  ARCH: {arch}\n")
     write_store(root / "store", rng, local=True)
     write_store(root / "bare", rng, local=False)
+    write_store(root / "renamed", rng, local=True, letter="q")
     (root / "list.txt").write_text("".join(f"p{number}.jpg {number % 2}\n" for number in range(5)))
     return root
 
 
-def write_store(path, rng, local):
-    names = [f"p{number}.jpg" for number in range(5)]
+def write_store(path, rng, local, letter="p"):
+    names = [f"{letter}{number}.jpg" for number in range(5)]
     writer = StoreWriter(path, names, 12, 8, {}, 8 if local else 0)
     tables = [tuple(part.astype(np.float32) for part in (
         rng.standard_normal((6, 8)), rng.uniform(10, 130, (6, 2)), np.ones(6), np.ones(6))) for _ in names]
@@ -51,7 +57,19 @@ def write_store(path, rng, local):
 
 
 def command(name, place, *options, arch="delg", keys=SMALL):
-    return [TOOL, name, "--cfg", place / f"{arch}.yaml", "--weights", place / f"{arch}.pth", *options, *keys]
+    return [
+    TOOL,
+    name,
+    "--cfg",
+    place /
+    f"{arch}.yaml",
+    "--weights",
+    place /
+    f"{arch}.pth",
+    *
+    options,
+    *
+    keys]
 
 
 @pytest.fixture
@@ -94,9 +112,28 @@ def test_attention(place, run_tool, tmp_path):
 
 def test_scales_and_kinds(place, run_here, tmp_path):
     sizes = []
-    for scales, kinds in ((["0.5"], ["share"]), (["0.5", "1"], ["share"]), (["0.5", "1"], ["share", "attention"])):
-        run_here(*command("attention", place, "--image", place / "jpg/p0.jpg", "--scales", *scales, "--kinds",
-                          *kinds, "-o", tmp_path / "a.png"))
+    for scales, kinds in (
+    (["0.5"], ["share"]), ([
+        "0.5", "1"], ["share"]), ([
+            "0.5", "1"], [
+                "share", "attention"])):
+        run_here(
+    *
+    command(
+        "attention",
+        place,
+        "--image",
+        place /
+        "jpg/p0.jpg",
+        "--scales",
+        *
+        scales,
+        "--kinds",
+        *
+        kinds,
+        "-o",
+        tmp_path /
+         "a.png"))
         sizes.append(picture(tmp_path / "a.png").shape[0])
     assert sizes[0] > 1.3 * sizes[1] and sizes[2] > 1.7 * sizes[1]      # smaller panels, then twice as many
 
@@ -104,10 +141,39 @@ def test_scales_and_kinds(place, run_here, tmp_path):
 def test_matches_of_files_and_of_stores(place, run_tool, run_here, tmp_path):
     files = [place / "jpg" / f"p{number}.jpg" for number in (0, 3)]
     options = ["RERANK.SPATIAL.MATCHING", "mutual"]
-    done = run_tool(*command("matches", place, "--pair", files[0], files[0], "-o", tmp_path / "same.png"), *options)
+    done = run_tool(
+    *
+    command(
+        "matches",
+        place,
+        "--pair",
+        files[0],
+        files[0],
+        "-o",
+        tmp_path /
+        "same.png"),
+        *
+        options)
     assert done.returncode == 0, done.stderr
-    run_here(*command("matches", place, "--pair", "p0.jpg", "p3.jpg", "--store", place / "store", "--images",
-                      place / "jpg", "-o", tmp_path / "other.png"), *options)
+    run_here(
+    *
+    command(
+        "matches",
+        place,
+        "--pair",
+        "p0.jpg",
+        "p3.jpg",
+        "--store",
+        place /
+        "store",
+        "--images",
+        place /
+        "jpg",
+        "-o",
+        tmp_path /
+        "other.png"),
+        *
+        options)
     same, other = picture(tmp_path / "same.png"), picture(tmp_path / "other.png")
     inlier = [(np.abs(p - [0xFF, 0x9F, 0x1C]) < 25).all(axis=2)[:-60].sum() for p in (same, other)]
     # An image and itself agree; six random features hardly do
@@ -116,8 +182,27 @@ def test_matches_of_files_and_of_stores(place, run_tool, run_here, tmp_path):
 
 
 def test_rrt(place, run_tool, tmp_path):
-    done = run_tool(*command("rrt", place, "--store", place / "store", "--pair", "p0.jpg", "p1.jpg", "--images",
-                             place / "jpg", "--layer", "1", "-o", tmp_path / "r.jpg", arch="rrt", keys=RRT))
+    done = run_tool(
+    *
+    command(
+        "rrt",
+        place,
+        "--store",
+        place /
+        "store",
+        "--pair",
+        "p0.jpg",
+        "p1.jpg",
+        "--images",
+        place /
+        "jpg",
+        "--layer",
+        "1",
+        "-o",
+        tmp_path /
+        "r.jpg",
+        arch="rrt",
+         keys=RRT))
     assert done.returncode == 0, done.stderr
     assert share_like(picture(tmp_path / "r.jpg"), picture(place / "jpg/p1.jpg"), 20) > 0.1
 
@@ -140,16 +225,24 @@ def test_embedding(place, run_tool, run_here, tmp_path):
     ("attention --image {p}/jpg/none.jpg -o o.png", "cannot read image .*none.jpg: No such file"),
     ("attention --image {p}/list.txt -o o.png", "cannot read image .*list.txt: not an image"),
     ("attention --image {p}/jpg/p0.jpg -o o.gif", "-o o.gif: a picture's name ends in .png"),
-    ("attention --image {p}/jpg/p0.jpg --box 0 0 9 9 --box 0 0 9 9 -o o.png", "--box: 2 boxes for 1 images"),
+    ("attention --image {p}/jpg/p0.jpg --box 0 0 9 9 --box 0 0 9 9 -o o.png",
+     "--box: 2 boxes for 1 images"),
     ("attention --image {p}/jpg/p0.jpg --box 900 0 950 9 -o o.png", "p0.jpg: the box .* leaves nothing"),
     ("attention --image {p}/jpg/p0.jpg --scales 0 -o o.png", "--scales 0: give numbers above 0"),
     ("attention --image {p}/jpg/p0.jpg --kinds orthogonal -o o.png", "DELG has no orthogonal to show"),
     ("matches --pair p0.jpg p9.jpg --store {p}/store --images {p}/jpg -o o.png",
      r"has no image 'p9.jpg' \(did you mean 'p"),
-    ("matches --pair p0.jpg p1.jpg --store {p}/bare --images {p}/jpg -o o.png", "needs local features, and the queries"),
+    ("matches --pair q0.jpg p1.jpg --store {p}/store {p}/renamed --images {p}/jpg -o o.png",
+     "the store .*/store has no image 'q0.jpg'"),
+    ("matches --pair p0.jpg p1.jpg --store {p}/store {p}/renamed --images {p}/jpg -o o.png",
+     "the store .*/renamed has no image 'p1.jpg'"),
+    ("matches --pair p0.jpg p1.jpg --store {p}/bare --images {p}/jpg -o o.png",
+     "needs local features, and the queries"),
     ("matches --pair p0.jpg p1.jpg --store {p}/store -o o.png", "--store needs --images"),
-    ("matches --pair p0.jpg p1.jpg --store {p}/store --images {p}/store -o o.png", "no file of the image 'p0.jpg'"),
-    ("matches --pair p0.jpg p1.jpg --store {p}/a {p}/b {p}/c --images {p} -o o.png", "--store names 3 stores"),
+    ("matches --pair p0.jpg p1.jpg --store {p}/store --images {p}/store -o o.png",
+     "no file of the image 'p0.jpg'"),
+    ("matches --pair p0.jpg p1.jpg --store {p}/a {p}/b {p}/c --images {p} -o o.png",
+     "--store names 3 stores"),
     ("matches --pair p0.jpg p1.jpg --store {p}/jpg --images {p}/jpg -o o.png", "is not a feature store"),
 ])
 def test_mistakes(place, run_here, arguments, message):
@@ -159,11 +252,14 @@ def test_mistakes(place, run_here, arguments, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ("--store {p}/store --gnd {p}/none.pkl", "none.pkl"),
-    ("--store {p}/store --images {p}/store", "none of the stores' images, such as p0.jpg, is under"),
-    ("--store {p}/store --list {p}/other.txt", "other.txt knows none of the images of the stores, such as p0.jpg"),
-])
+@pytest.mark.parametrize("arguments, message",
+    [ ("--store {p}/store --gnd {p}/none.pkl",
+    "none.pkl"),
+    ("--store {p}/store --images {p}/store",
+    "none of the stores' images, such as p0.jpg, is under"),
+    ("--store {p}/store --list {p}/other.txt",
+    "other.txt knows none of the images of the stores, such as p0.jpg"),
+     ])
 def test_mistakes_of_embedding(place, run_here, arguments, message):
     (place / "other.txt").write_text("elsewhere/x.jpg 0\n")
     with pytest.raises(UserError, match=message):
@@ -173,13 +269,25 @@ def test_mistakes_of_embedding(place, run_here, arguments, message):
 def test_a_mistake_is_one_line(place, run_tool):
     done = run_tool(*command("attention", place, "--image", place / "jpg/none.jpg", "-o", "o.png"))
     assert done.returncode == 1 and not done.stdout.endswith("o.png\n")
-    assert done.stderr.splitlines()[-1].startswith("error: cannot read image") and "Traceback" not in done.stderr
+    assert done.stderr.splitlines(
+    )[-1].startswith("error: cannot read image") and "Traceback" not in done.stderr
 
 
 def test_an_architecture_without_attention(place, run_here):
     with pytest.raises(UserError, match="RerankingTransformerOnMaps has no attention"):
-        run_here(*command("attention", place, "--image", place / "jpg/p0.jpg", "-o", "o.png", arch="rrt_sop"),
-                 "MODEL.RRT.DIM", "8")
+        run_here(
+    *
+    command(
+        "attention",
+        place,
+        "--image",
+        place /
+        "jpg/p0.jpg",
+        "-o",
+        "o.png",
+        arch="rrt_sop"),
+        "MODEL.RRT.DIM",
+         "8")
 
 
 def test_keys_among_options(place, run_here, tmp_path, capsys):
@@ -191,9 +299,10 @@ def test_keys_among_options(place, run_here, tmp_path, capsys):
         run_here(*start, *end, "INFER.SCALES", scales)
         heights.append(picture(tmp_path / "a.png").shape[0])
     assert heights[0] > 1.5 * heights[1]        # one panel is larger than each of three
-    for arguments, message in (([*start, *end, "--colour", "red"], "unrecognized arguments: --colour"),
-                               ([TOOL, "embedding", "--store", "s", "-o", "o.png", "--", "SEED"], "unrecognized"),
-                               ([*start, *end, "--box", "1", "2", "3"], "argument --box: expected 4 arguments")):
+    wrong = (([*start, *end, "--colour", "red"], "unrecognized arguments: --colour"),
+             ([TOOL, "embedding", "--store", "s", "-o", "o.png", "--", "SEED"], "unrecognized"),
+             ([*start, *end, "--box", "1", "2", "3"], "argument --box: expected 4 arguments"))
+    for arguments, message in wrong:
         with pytest.raises(SystemExit):
             run_here(*arguments)
         assert message in capsys.readouterr().err

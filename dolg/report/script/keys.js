@@ -22,7 +22,7 @@ function focusHit(query, method, at) {
   const wide = step(), left = at * wide, box = strip.scroller;
   if (left < box.scrollLeft) box.scrollLeft = left;
   if (left + wide > box.scrollLeft + box.clientWidth) box.scrollLeft = left + wide - box.clientWidth;
-  showStrip(strip);
+  showStrip(strip, 0);
   const item = [...strip.line.children].find((one) => Number(one.dataset.at) === at);
   item.firstChild.focus({preventScroll: true});
   item.scrollIntoView({block: "nearest", inline: "nearest", behavior: "instant"});

@@ -37,7 +37,7 @@ function fill(query) {
   query.filled = true;
   query.element.replaceChildren(about(query), results(query));
   query.element.style.minHeight = "";
-  query.strips.forEach(showStrip);
+  query.strips.forEach((strip) => showStrip(strip, 0));
 }
 
 function about(query) {
@@ -63,7 +63,10 @@ function results(query) {
   part.addEventListener("scroll", () => {
     if (query.waiting) return;
     query.waiting = true;
-    requestAnimationFrame(() => { query.waiting = false; query.strips.forEach(showStrip); });
+    requestAnimationFrame(() => {
+      query.waiting = false;
+      query.strips.forEach((strip) => showStrip(strip, 0));
+    });
   }, {passive: true});
   for (const method of state.shown) part.append(methodRow(query, method, part));
   return part;
@@ -106,12 +109,13 @@ function apText(query, method, protocol, p) {
   return text;
 }
 
-/* Tiles of a strip that are seen, and one screen on either side. */
-function showStrip(strip) {
+/* Tiles of a strip that are seen, and one screen on either side; `least` at any rate. */
+function showStrip(strip, least) {
   const wide = step(), view = strip.scroller.clientWidth || innerWidth;
   const margin = Math.min(view, 8 * wide);
   const from = Math.max(0, Math.floor((strip.scroller.scrollLeft - margin) / wide));
-  const to = Math.min(strip.places.length, Math.ceil((strip.scroller.scrollLeft + view + margin) / wide));
+  const seen = Math.ceil((strip.scroller.scrollLeft + view + margin) / wide);
+  const to = Math.min(strip.places.length, Math.max(seen, least));
   if (from === strip.from && to === strip.to) return;
   const kept = new Map([...strip.line.children].map((item) => [Number(item.dataset.at), item]));
   for (const [at, item] of kept) {

@@ -44,7 +44,15 @@ addEventListener("resize", () => {
   makeRoom();
   changed();
 });
-addEventListener("beforeprint", () => visible.forEach(fill));
+addEventListener("beforeprint", () => {
+  watcher.disconnect();       // it would empty again what is out of view
+  watcher.takeRecords();
+  visible.forEach((query) => {
+    fill(query);
+    query.strips.forEach((strip) => showStrip(strip, FIRST));
+  });
+});
+addEventListener("afterprint", update);
 document.querySelectorAll(".tools, .status").forEach((part) => { part.hidden = false; });
 makeRoom();
 readState();
