@@ -18,7 +18,9 @@ SHARED = Path(os.environ.get("DOLG_SHARED", ROOT.parent / "shared"))
 # Files that take most of a minute or more: first, so that none is begun when all others are done
 SLOW = ("test_real_photographs.py", "test_commands.py", "test_interruptions.py", "test_configs.py",
         "test_models.py", "test_counting.py", "test_real_truth.py", "test_extract.py",
-        "test_rrt_training.py", "test_training.py", "test_landmarks.py")
+        "test_rrt_training.py", "test_training.py", "test_landmarks.py", "test_export.py",
+        "test_notebook.py", "test_pages_of_published.py", "test_pages_of_scripts.py", "test_browser.py",
+        "test_server.py", "test_photo.py")
 
 
 def pytest_collection_modifyitems(items):

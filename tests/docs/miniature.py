@@ -10,7 +10,8 @@ from pathlib import Path
 
 # Networks keep their kind and the dimensions of their descriptors, and are shallow and narrow
 NETWORK = ["MODEL.DEPTH", "18", "RESNET.TRANS_FUN", "", "RESNET.NUM_GROUPS", "1",
-           "RESNET.WIDTH_PER_GROUP", "64", "RESNET.STEM_WIDTH", "8", "MODEL.HEADS.IN_FEAT", "0", "MODEL.RRT.LAYERS", "1",
+           "RESNET.WIDTH_PER_GROUP", "64", "RESNET.STEM_WIDTH", "8", "MODEL.HEADS.IN_FEAT", "0",
+           "MODEL.RRT.LAYERS", "1",
            "MODEL.RRT.FEEDFORWARD", "64", "MODEL.RRT.LOCALS", "32"]
 SMALL_AS_THEY_ARE = ("configs/quickstart.yaml", "configs/delg/synthetic.yaml", "configs/rrt/synthetic.yaml")
 RUN = ["DATA_LOADER.NUM_WORKERS", "0", "NUM_GPUS", "1"]
@@ -57,8 +58,8 @@ WEIGHTS = {
     "tf_efficientnet_lite0.pth": "timm",
 }
 
-# Sections of the configuration that take any keys, options of other programs that pages name, and files that
-# a reader is told to write
+# Sections of the configuration that take any keys, options of other programs that pages name, and files
+# that a reader is told to write
 FREE_SECTIONS = ("LOSS.PML.ARGS", "LOSS.PML.MINER_ARGS")
 OTHER_OPTIONS = {"--max-restarts", "--signals-to-handle"}
 TO_BE_WRITTEN = {"dolg/models/rmac.py"}
@@ -94,8 +95,8 @@ BEFORE = {
         python tools/prepare_data.py roxford5k --root before
         """ + DELG_OF_2048.replace("roxford5k", "roxford5k INFER.DATA_DIR before") + """
         python revisitop/evaluate.py --gnd before/roxford5k/gnd_roxford5k.pkl \\
-            --query output/delg/roxford5k/query --database output/delg/roxford5k/database --distractors output/delg/revisitop1m \\
-            --json output/r101/roxford5k.json
+            --query output/delg/roxford5k/query --database output/delg/roxford5k/database \\
+            --distractors output/delg/revisitop1m --json output/r101/roxford5k.json
         cp before/roxford5k/jpg/all_souls_000000.jpg photo.jpg
         cp photo.jpg query.jpg
         """,

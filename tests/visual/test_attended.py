@@ -34,11 +34,9 @@ def side(count, padded=0, pairs=2, seed=0):
     mask = torch.zeros(pairs, count, dtype=torch.bool)
     if padded:
         mask[0, -padded:] = True
-    return {
-    "global": torch.randn(
-        pairs, 6, generator=rng), "local": torch.randn(
-            pairs, count, 8, generator=rng), "mask": mask, "scales": torch.randint(
-                0, 2, (pairs, count), generator=rng)}
+    return {"global": torch.randn(pairs, 6, generator=rng),
+            "local": torch.randn(pairs, count, 8, generator=rng), "mask": mask,
+            "scales": torch.randint(0, 2, (pairs, count), generator=rng)}
 
 
 def slow_layers(model, query, candidate, pair):
@@ -128,18 +126,9 @@ def test_strongest():
 
 
 def images(rng, counts):
-    tables = [
-    LocalTable(
-        np.array(
-            [
-                0, n]), rng.standard_normal(
-                    (n, 8)).astype(
-                        np.float32), rng.uniform(
-                            0, 90, (n, 2)).astype(
-                                np.float32), rng.choice(
-                                    SCALES, n).astype(
-                                        np.float32), np.ones(
-                                            n, np.float32)) for n in counts]
+    tables = [LocalTable(np.array([0, n]), *(part.astype(np.float32) for part in (
+        rng.standard_normal((n, 8)), rng.uniform(0, 90, (n, 2)), rng.choice(SCALES, n), np.ones(n))))
+        for n in counts]
     return ArrayImages(rng.standard_normal((len(counts), 6)).astype(np.float32), tables)
 
 

@@ -120,12 +120,8 @@ def test_orthogonal_map_of_dolg(pixels):
             stages = model.backbone(fed(model, pixels, scale))
             direction = model.fc_global(model.pool(stages["stage4"]))[0]
             local, _ = model.attention(model.multi_atrous(stages["stage3"]))
-        np.testing.assert_allclose(
-    one.values,
-    slow_orthogonal(
-        local[0].double().numpy(),
-        direction),
-         atol=1e-4)
+        expected = slow_orthogonal(local[0].double().numpy(), direction)
+        np.testing.assert_allclose(one.values, expected, atol=1e-4)
 
 
 def slow_shares(kind, maps, p=3.0, eps=1e-6):
@@ -169,14 +165,8 @@ def test_share_map_is_of_what_the_network_pools(arch, p, pixels):
         with torch.no_grad():
             stage4 = model.backbone(fed(model, pixels, scale))["stage4"]
             pooled = regional_gem(stage4) if arch == "superglobal" else stage4
-        np.testing.assert_allclose(
-    one.values,
-    slow_shares(
-        "gem",
-        pooled[0].numpy(),
-        p),
-        rtol=2e-3,
-         atol=1e-5)
+        expected = slow_shares("gem", pooled[0].numpy(), p)
+        np.testing.assert_allclose(one.values, expected, rtol=2e-3, atol=1e-5)
 
 
 def test_each_pooling_of_cgd_has_a_map(pixels):

@@ -36,15 +36,8 @@ def pair():
     """40 features that WARP moves and 25 that have nothing to do with each other."""
     rng = np.random.default_rng(0)
     alike, xy = rng.standard_normal((40, 16)), rng.uniform((20, 20), (380, 280), (40, 2))
-    unlike = [
-    locals_at(
-        np.r_[
-            points, rng.uniform(
-                0, 300, (25, 2))], np.r_[
-                    alike, rng.standard_normal(
-                        (25, 16))]) for points in (
-                            xy, moved(
-                                WARP, xy))]
+    unlike = [locals_at(np.r_[points, rng.uniform(0, 300, (25, 2))],
+                        np.r_[alike, rng.standard_normal((25, 16))]) for points in (xy, moved(WARP, xy))]
     return unlike, xy
 
 
@@ -81,10 +74,7 @@ def test_images_without_local_features(pair):
         match_pair(cfg(), images_of_locals(pair[0][0]), 0, nothing, 0)
 
 
-def verified(
-    matrix, query_xy=np.zeros(
-        (0, 2)), candidate_xy=np.zeros(
-            (0, 2)), inliers=None, model="homography"):
+def verified(matrix, query_xy=(), candidate_xy=(), inliers=None, model="homography"):
     query_xy, candidate_xy = (np.asarray(xy, np.float32).reshape(-1, 2) for xy in (query_xy, candidate_xy))
     inliers = np.ones(len(query_xy), bool) if inliers is None else np.array(inliers)
     return MatchedPair(query_xy, candidate_xy, VerifiedPair(query_xy, candidate_xy, inliers, matrix), model)
@@ -148,19 +138,8 @@ def test_a_match_is_drawn_on_what_matches(tmp_path):
     assert with_match.shape == nothing.shape
     frames = PairSheet(*photos, "t", []).frames
     for left, top, width, height in frames:
-        window = np.s_[
-    round(
-        top *
-        DPI):round(
-            (top +
-            height) *
-            DPI),
-            round(
-                left *
-                DPI):round(
-                    (left +
-                    width) *
-                     DPI)]
+        window = np.s_[round(top * DPI):round((top + height) * DPI),
+                       round(left * DPI):round((left + width) * DPI)]
         rows, columns = np.nonzero((nothing[window] > 200).all(axis=2))
         assert len(rows) > 5
         y, x = round(rows.mean()), round(columns.mean())
@@ -192,12 +171,8 @@ def test_the_outline_is_drawn_where_the_warp_takes_it(tmp_path):
     bright = cv2.resize((warped[..., 0] > 115).astype(np.uint8),
                         window.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     edge = cv2.morphologyEx(bright, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-    thick_edge, thick_line = (
-    cv2.dilate(
-        mask.astype(
-            np.uint8), np.ones(
-                (9, 9))) > 0 for mask in (
-                    edge, line))
+    thick_edge, thick_line = (cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))) > 0
+                              for mask in (edge, line))
     assert line.sum() > 300
     assert thick_edge[line].mean() > 0.98 and thick_line[edge].mean() > 0.98
 

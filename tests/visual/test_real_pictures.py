@@ -24,18 +24,9 @@ def folder(shared):
 
 @pytest.fixture(scope="module")
 def describer(shared):
-    return load(CFG,
-    shared / "data" / "weights" / "tf_efficientnet_lite0.safetensors",
-    ["INFER.LOCAL",
-    "True",
-    "INFER.LOCAL_SCALES",
-    "[0.5, 0.7071]",
-    "RERANK.SPATIAL.MATCHING",
-    "mutual",
-    "RERANK.SPATIAL.THRESHOLD",
-    "10",
-    "DEVICE",
-     "cpu"])
+    return load(CFG, shared / "data" / "weights" / "tf_efficientnet_lite0.safetensors",
+                ["INFER.LOCAL", "True", "INFER.LOCAL_SCALES", "[0.5, 0.7071]",
+                 "RERANK.SPATIAL.MATCHING", "mutual", "RERANK.SPATIAL.THRESHOLD", "10", "DEVICE", "cpu"])
 
 
 def test_the_descriptor_is_of_the_landmark(describer, folder):

@@ -16,8 +16,8 @@ from tools.visualize import main
 
 TOOL = "tools/visualize.py"
 SMALL = ["MODEL.DEPTH", "18", "RESNET.STEM_WIDTH", "8", "MODEL.HEADS.REDUCTION_DIM", "12",
-         "MODEL.DELG.LOCAL_DIM", "8", "DEVICE", "cpu", "INFER.SCALES", "[0.7, 1.0]", "INFER.LOCAL_SCALES", "[1.0]",
-         "INFER.LOCAL_THRESHOLD", "0.0"]
+         "MODEL.DELG.LOCAL_DIM", "8", "DEVICE", "cpu", "INFER.SCALES", "[0.7, 1.0]",
+         "INFER.LOCAL_SCALES", "[1.0]", "INFER.LOCAL_THRESHOLD", "0.0"]
 RRT = ["MODEL.RRT.LAYERS", "2", "MODEL.RRT.HEADS", "2", "MODEL.RRT.DIM", "8", "MODEL.RRT.FEEDFORWARD", "12",
        "MODEL.RRT.GLOBAL_DIM", "12", "MODEL.RRT.SCALES", "[1.0]", "DEVICE", "cpu"]
 
@@ -34,11 +34,8 @@ def place(tmp_path_factory):
     for arch, options in (("delg", SMALL), ("dolg", SMALL), ("rrt", RRT),
                           ("rrt_sop", [*SMALL, "MODEL.RRT.DIM", "8"])):
         torch.manual_seed(0)
-        torch.save(
-    build_model(
-        load_cfg(
-            None, [
-                "MODEL.ARCH", arch, *options])).state_dict(), root / f"{arch}.pth")
+        model = build_model(load_cfg(None, ["MODEL.ARCH", arch, *options]))
+        torch.save(model.state_dict(), root / f"{arch}.pth")
         (root / f"{arch}.yaml").write_text(f"MODEL:\n  ARCH: {arch}\n")
     write_store(root / "store", rng, local=True)
     write_store(root / "bare", rng, local=False)
@@ -57,19 +54,8 @@ def write_store(path, rng, local, letter="p"):
 
 
 def command(name, place, *options, arch="delg", keys=SMALL):
-    return [
-    TOOL,
-    name,
-    "--cfg",
-    place /
-    f"{arch}.yaml",
-    "--weights",
-    place /
-    f"{arch}.pth",
-    *
-    options,
-    *
-    keys]
+    return [TOOL, name, "--cfg", place / f"{arch}.yaml", "--weights", place / f"{arch}.pth",
+            *options, *keys]
 
 
 @pytest.fixture
@@ -112,28 +98,10 @@ def test_attention(place, run_tool, tmp_path):
 
 def test_scales_and_kinds(place, run_here, tmp_path):
     sizes = []
-    for scales, kinds in (
-    (["0.5"], ["share"]), ([
-        "0.5", "1"], ["share"]), ([
-            "0.5", "1"], [
-                "share", "attention"])):
-        run_here(
-    *
-    command(
-        "attention",
-        place,
-        "--image",
-        place /
-        "jpg/p0.jpg",
-        "--scales",
-        *
-        scales,
-        "--kinds",
-        *
-        kinds,
-        "-o",
-        tmp_path /
-         "a.png"))
+    for scales, kinds in ((["0.5"], ["share"]), (["0.5", "1"], ["share"]),
+                          (["0.5", "1"], ["share", "attention"])):
+        run_here(*command("attention", place, "--image", place / "jpg/p0.jpg", "--scales", *scales,
+                          "--kinds", *kinds, "-o", tmp_path / "a.png"))
         sizes.append(picture(tmp_path / "a.png").shape[0])
     assert sizes[0] > 1.3 * sizes[1] and sizes[2] > 1.7 * sizes[1]      # smaller panels, then twice as many
 
@@ -141,39 +109,11 @@ def test_scales_and_kinds(place, run_here, tmp_path):
 def test_matches_of_files_and_of_stores(place, run_tool, run_here, tmp_path):
     files = [place / "jpg" / f"p{number}.jpg" for number in (0, 3)]
     options = ["RERANK.SPATIAL.MATCHING", "mutual"]
-    done = run_tool(
-    *
-    command(
-        "matches",
-        place,
-        "--pair",
-        files[0],
-        files[0],
-        "-o",
-        tmp_path /
-        "same.png"),
-        *
-        options)
+    done = run_tool(*command("matches", place, "--pair", files[0], files[0], "-o", tmp_path / "same.png"),
+                    *options)
     assert done.returncode == 0, done.stderr
-    run_here(
-    *
-    command(
-        "matches",
-        place,
-        "--pair",
-        "p0.jpg",
-        "p3.jpg",
-        "--store",
-        place /
-        "store",
-        "--images",
-        place /
-        "jpg",
-        "-o",
-        tmp_path /
-        "other.png"),
-        *
-        options)
+    run_here(*command("matches", place, "--pair", "p0.jpg", "p3.jpg", "--store", place / "store",
+                      "--images", place / "jpg", "-o", tmp_path / "other.png"), *options)
     same, other = picture(tmp_path / "same.png"), picture(tmp_path / "other.png")
     inlier = [(np.abs(p - [0xFF, 0x9F, 0x1C]) < 25).all(axis=2)[:-60].sum() for p in (same, other)]
     # An image and itself agree; six random features hardly do
@@ -182,27 +122,9 @@ def test_matches_of_files_and_of_stores(place, run_tool, run_here, tmp_path):
 
 
 def test_rrt(place, run_tool, tmp_path):
-    done = run_tool(
-    *
-    command(
-        "rrt",
-        place,
-        "--store",
-        place /
-        "store",
-        "--pair",
-        "p0.jpg",
-        "p1.jpg",
-        "--images",
-        place /
-        "jpg",
-        "--layer",
-        "1",
-        "-o",
-        tmp_path /
-        "r.jpg",
-        arch="rrt",
-         keys=RRT))
+    done = run_tool(*command("rrt", place, "--store", place / "store", "--pair", "p0.jpg", "p1.jpg",
+                             "--images", place / "jpg", "--layer", "1", "-o", tmp_path / "r.jpg", arch="rrt",
+                             keys=RRT))
     assert done.returncode == 0, done.stderr
     assert share_like(picture(tmp_path / "r.jpg"), picture(place / "jpg/p1.jpg"), 20) > 0.1
 
