@@ -123,8 +123,8 @@ def test_matches_of_files_and_of_stores(place, run_tool, run_here, tmp_path):
 
 def test_rrt(place, run_tool, tmp_path):
     done = run_tool(*command("rrt", place, "--store", place / "store", "--pair", "p0.jpg", "p1.jpg",
-                             "--images", place / "jpg", "--layer", "1", "-o", tmp_path / "r.jpg", arch="rrt",
-                             keys=RRT))
+                             "--images", place / "jpg", "--layer", "1", "-o", tmp_path / "r.jpg",
+                             arch="rrt", keys=RRT))
     assert done.returncode == 0, done.stderr
     assert share_like(picture(tmp_path / "r.jpg"), picture(place / "jpg/p1.jpg"), 20) > 0.1
 
@@ -197,19 +197,8 @@ def test_a_mistake_is_one_line(place, run_tool):
 
 def test_an_architecture_without_attention(place, run_here):
     with pytest.raises(UserError, match="RerankingTransformerOnMaps has no attention"):
-        run_here(
-    *
-    command(
-        "attention",
-        place,
-        "--image",
-        place /
-        "jpg/p0.jpg",
-        "-o",
-        "o.png",
-        arch="rrt_sop"),
-        "MODEL.RRT.DIM",
-         "8")
+        run_here(*command("attention", place, "--image", place / "jpg/p0.jpg", "-o", "o.png", arch="rrt_sop"),
+                 "MODEL.RRT.DIM", "8")
 
 
 def test_keys_among_options(place, run_here, tmp_path, capsys):
