@@ -197,7 +197,8 @@ def test_a_mistake_is_one_line(place, run_tool):
 
 def test_an_architecture_without_attention(place, run_here):
     with pytest.raises(UserError, match="RerankingTransformerOnMaps has no attention"):
-        run_here(*command("attention", place, "--image", place / "jpg/p0.jpg", "-o", "o.png", arch="rrt_sop"),
+        run_here(*command("attention", place, "--image", place / "jpg/p0.jpg", "-o", "o.png",
+                          arch="rrt_sop"),
                  "MODEL.RRT.DIM", "8")
 
 
