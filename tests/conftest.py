@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ SLOW = ("test_real_photographs.py", "test_commands.py", "test_interruptions.py",
         "test_rrt_training.py", "test_training.py", "test_landmarks.py", "test_export.py",
         "test_notebook.py", "test_pages_of_published.py", "test_pages_of_scripts.py", "test_browser.py",
         "test_server.py", "test_photo.py")
+
+
+def pytest_configure():
+    # Where the tests run in a shell's background, Ctrl-C is ignored, and by all that they start
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

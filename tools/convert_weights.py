@@ -3,7 +3,7 @@ import torch
 
 from dolg.config import load_cfg
 from dolg.core.checkpoint import load_weights, read_parts
-from dolg.core.cli import config_parser, run
+from dolg.core.cli import config_parser, parse_with_keys, run
 from dolg.core.weights import ALONE, LAYOUTS, swap_colours, unsort_keys
 from dolg.errors import choose
 from dolg.files import atomic_file
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--to", default=OURS, metavar="LAYOUT",
                         help=f"{', '.join(LAYOUTS)} (default: {OURS}); the classifier of an "
                              "ImageNet backbone is not kept")
-    args = parser.parse_args()
+    args = parse_with_keys(parser)
     layout = choose(LAYOUTS, args.to, "--to")
     cfg = load_cfg(args.cfg, args.opts)
     model = build_model(cfg)

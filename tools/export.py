@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from dolg.config import load_cfg
-from dolg.core.cli import config_parser, run
+from dolg.core.cli import config_parser, parse_with_keys, run
 from dolg.errors import UserError
 from dolg.export import TOLERANCE, export
 from dolg.features.describer import load
@@ -21,7 +21,7 @@ def arguments() -> argparse.Namespace:
                         help="model.pt2 (torch.export) or model.onnx")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"),
                         help="for images of one size alone, which transformers need")
-    return parser.parse_args()
+    return parse_with_keys(parser)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Extract descriptors: python tools/infer.py --cfg FILE [--estimate | --check] [KEY VALUE ...]"""
 from dolg.config import load_cfg
-from dolg.core.cli import config_parser, run
+from dolg.core.cli import config_parser, parse_with_keys, run
 from dolg.core.distributed import launch
 from dolg.errors import UserError
 from dolg.features.run import check_all, estimate_all, infer
@@ -13,7 +13,7 @@ def main() -> None:
                         help="try some images and say what all will take: time, memory, disk")
     parser.add_argument("--check", action="store_true",
                         help="only see whether the stores are whole, and name what is missing")
-    args = parser.parse_args()
+    args = parse_with_keys(parser)
     cfg = load_cfg(args.cfg, args.opts)
     if args.check:
         check_all(cfg)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dolg.config import load_cfg
-from dolg.core.cli import config_parser, run
+from dolg.core.cli import config_parser, parse_with_keys, run
 from dolg.errors import UserError
 from dolg.features.status import describe_store
 from dolg.files import write_atomically
@@ -36,7 +36,7 @@ def show_model() -> None:
     parser.add_argument("--depth", type=int, default=2, metavar="N",
                         help="how far to take the model apart (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the counts to FILE")
-    args = parser.parse_args()
+    args = parse_with_keys(parser)
     cfg = load_cfg(args.cfg, args.opts)
     size = args.size or [cfg.TRAIN.IM_SIZE] * 2
     if min(size) < 1:

@@ -1,6 +1,6 @@
 """Rerank: python tools/rerank.py --cfg FILE [--methods A,B+C] [KEY VALUE ...]"""
 from dolg.config import load_cfg
-from dolg.core.cli import config_parser, run
+from dolg.core.cli import config_parser, parse_with_keys, run
 from dolg.core.distributed import process_group
 from dolg.errors import UserError
 from dolg.rerank.run import rerank
@@ -12,7 +12,7 @@ def main() -> None:
                            "pairs that it has not scored yet. Under torchrun each process does its share.")
     parser.add_argument("--methods", default="", metavar="A,B+C",
                         help="several methods in one table, + joins a chain; default: RERANK.METHOD")
-    args = parser.parse_args()
+    args = parse_with_keys(parser)
     cfg = load_cfg(args.cfg, args.opts)
     chains = [chain.split("+") for chain in args.methods.split(",") if chain]
     try:

@@ -7,7 +7,7 @@ import numpy as np
 
 from dolg.config import load_cfg
 from dolg.core.checkpoint import load_weights
-from dolg.core.cli import config_parser, run
+from dolg.core.cli import config_parser, parse_with_keys, run
 from dolg.core.distributed import device, rank
 from dolg.core.logging import say
 from dolg.core.saving import newest_checkpoint
@@ -52,8 +52,9 @@ def evaluate(cfg) -> tuple[RerankedRecall, MapReranker]:
 
 
 def main() -> None:
-    args = config_parser("Recall@TEST.RECALLS of the images of TEST.SPLIT among themselves, before and "
-                         "after the first RERANK.TOP_K of each are reranked by rrt_sop.").parse_args()
+    args = parse_with_keys(config_parser(
+        "Recall@TEST.RECALLS of the images of TEST.SPLIT among themselves, before and after the first "
+        "RERANK.TOP_K of each are reranked by rrt_sop."))
     # The classes of the list need not be the training's, as those of an error would
     cfg = load_cfg(args.cfg, ["TEST.METRIC", "recall", *args.opts])
     found, reranker = evaluate(cfg)

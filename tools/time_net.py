@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from dolg.config import load_cfg
-from dolg.core.cli import config_parser, run
+from dolg.core.cli import config_parser, parse_with_keys, run
 from dolg.core.distributed import device, is_main, launch, world_size
 from dolg.core.timing import make_photographs, time_parts
 from dolg.core.trainer import Trainer
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--made-images", action="store_true",
                         help="time with made photographs of 1024 x 768 instead of TRAIN.DATASET")
     parser.add_argument("--json", metavar="FILE", help="write the seconds per step as well")
-    args = parser.parse_args()
+    args = parse_with_keys(parser)
     cfg = load_cfg(args.cfg, args.opts)
     with tempfile.TemporaryDirectory() as folder:
         changes = ["OUT_DIR", f"{folder}/run", "TRAIN.CHECKPOINT_MINUTES", "0"]

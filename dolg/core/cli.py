@@ -12,18 +12,30 @@ from dolg.errors import UserError
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of --cfg FILE [KEY VALUE ...], to which a command may add its own arguments."""
+    """A parser of --cfg FILE [KEY VALUE ...], to which a command may add its own arguments; for
+    `parse_with_keys`."""
     parser = argparse.ArgumentParser(
         description=description, epilog="All keys and their meaning: dolg/config.py")
     parser.add_argument("--cfg", metavar="FILE", required=True, help="a YAML file of configs/")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-                        help="keys to change, such as OPTIM.BASE_LR 0.05")
     return parser
+
+
+def parse_with_keys(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What the command line asks for; KEY VALUE may stand anywhere, and are in `opts`."""
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE",
+                        help="keys to change, such as OPTIM.BASE_LR 0.05; all are in dolg/config.py")
+    # Where options stand between them, argparse leaves arguments without a name over
+    args, left_over = parser.parse_known_args()
+    strange = [word for word in left_over if word.startswith("--")]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    args.opts += left_over
+    return args
 
 
 def config_from_args(description: str):
     """The configuration that the command line asks for."""
-    args = config_parser(description).parse_args()
+    args = parse_with_keys(config_parser(description))
     return load_cfg(args.cfg, args.opts)
 
 

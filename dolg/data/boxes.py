@@ -1,6 +1,7 @@
 """Boxes that images are cut to: a list whose folder holds boxes.csv is a list of cropped images."""
 import csv
 import io
+import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -116,8 +117,10 @@ def pixels_inside(box: Box, height: int, width: int) -> tuple[int, int, int, int
     """(top, left, height, width) of what a box (x1, y1, x2, y2), its corners truncated to integers,
     leaves of an image of height x width pixels.
 
-    Raises ValueError if that is nothing.
+    Raises ValueError if that is nothing, and for what is not four finite numbers.
     """
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise ValueError(f"{tuple(box)} is no box: give four finite numbers, x1 y1 x2 y2")
     x1, y1, x2, y2 = (max(0, int(corner)) for corner in box)
     x2, y2 = min(x2, width), min(y2, height)
     if x1 >= x2 or y1 >= y2:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from dolg.core.distributed import device, is_main
+import numpy as np
+
+from dolg.core.distributed import device, gather, is_main, rank, world_size
 from dolg.core.logging import say
 from dolg.errors import UserError
 from dolg.features.run import features_folder
@@ -49,10 +51,15 @@ class Reranking:
         return [build_stage(self.cfg, self._reranker(name), k, weight) for name, weight in parsed]
 
     def reranked(self, stages: Sequence[Stage]) -> Ranking:
-        """The lists as a chain leaves them, junk and all: of what a search without labels would show."""
+        """The lists as a chain leaves them, junk and all: of what a search without labels would show. Each
+        process does its share, the queries that it did when they were scored; all must call this."""
         indexes, scores = self.lists.indexes.copy(), self.lists.scores.copy()
-        for row in range(len(indexes)):
-            indexes[row], scores[row] = rerank_list(stages, row, indexes[row], scores[row])
+        rows = self.benchmark.query_rows if self.benchmark else np.arange(len(indexes))
+        mine = rows[rank()::world_size()].tolist()
+        found = {row: rerank_list(stages, row, indexes[row], scores[row]) for row in mine}
+        for part in gather(found):
+            for row, (reranked, new) in part.items():
+                indexes[row], scores[row] = reranked, new
         settings = {"lists": self.lists.settings, "methods": [stage.reranker.name for stage in stages]}
         return Ranking(indexes, scores, settings, self.lists.query, self.lists.database)
 
@@ -110,8 +117,9 @@ def rerank(cfg, chains: Sequence[Sequence[str]] = ()) -> dict[str, dict]:
             name, stages = f"{'+'.join(methods)}_top{k}", run.stages(methods, k)
             if run.benchmark:
                 results[name] = evaluate_lists(run.benchmark, run.lists, stages, cfg.RERANK.REMOVE_JUNK)
+            lists[name], ranking = run.folder / f"{name}.csv", run.reranked(stages)
             if is_main():
-                lists[name] = _write_lists(run, name, run.reranked(stages))
+                _write_lists(run, lists[name], ranking)
     if is_main() and results:
         for name, result in results.items():
             write_json(run.folder / f"{name}.json", result, run.files(lists[name]))
@@ -131,13 +139,11 @@ def with_dataset(cfg, name: str):
     return cfg
 
 
-def _write_lists(run: Reranking, name: str, ranking: Ranking) -> Path:
-    file = run.folder / f"{name}.csv"
+def _write_lists(run: Reranking, file: Path, ranking: Ranking) -> None:
     text = named(ranking, run.query, run.database).csv()
     write_atomically(file, text.encode(errors="surrogateescape"))
     if not run.benchmark:
         say(f"{file}: {run.query.count} queries")
-    return file
 
 
 def _places_of(cfg) -> tuple[Path, Path, list[Path], Path | None]:

@@ -5,6 +5,8 @@ from pathlib import Path
 from dolg.visual.attention import KINDS
 from dolg.visual.embedding import METHODS
 
+# Inches of a thumbnail
+_LARGEST = 3
 COMMANDS = {"attention": "where a network looks: maps over images, at several scales",
             "matches": "which local features of two images correspond, and which of these agree",
             "rrt": "what a reranking transformer attends to across a pair of images",
@@ -36,6 +38,8 @@ def parse_args(description: str) -> argparse.Namespace:
     unknown = [word for word in args.opts if word.startswith("--")]
     if unknown or (args.opts and "cfg" not in args):
         parser.error(f"unrecognized arguments: {' '.join(unknown or args.opts)}")
+    if args.command == "embedding" and not 0 < args.size <= _LARGEST:
+        parser.error(f"--size is {args.size:g}: give inches above 0, at most {_LARGEST}")
     return args
 
 

@@ -16,7 +16,7 @@ def draw_matches(query: Photograph, candidate: Photograph, found: MatchedPair) -
     its box's) lies in the candidate."""
     pair, corners = found.pair, corners_of(query)
     outline = projected_outline(found, (*corners[0], *corners[2]))
-    sheet = PairSheet(query, candidate, _title(found), _legend(found, outline is not None))
+    sheet = PairSheet(query, candidate, _title(found), _legend(found, query, outline is not None))
     for side, xy in enumerate((found.query_xy, found.candidate_xy)):
         sheet.discs(side, xy, 1.2, OUTLIER, opacity=0.55)
     outliers = ~pair.inliers
@@ -38,7 +38,7 @@ def _title(found: MatchedPair) -> str:
     return f"{count(found.inliers, 'match', 'matches')} agree on one {found.model}"
 
 
-def _legend(found: MatchedPair, has_outline: bool) -> list[tuple[str, dict]]:
+def _legend(found: MatchedPair, query: Photograph, has_outline: bool) -> list[tuple[str, dict]]:
     dot = {"linestyle": "", "marker": "o"}
     entries = [
         (count(found.inliers, "inlier"), {"color": INLIER, "linewidth": 1.6, "marker": "o", "markersize": 4,
@@ -48,7 +48,8 @@ def _legend(found: MatchedPair, has_outline: bool) -> list[tuple[str, dict]]:
         (f"{len(found.query_xy)} and {len(found.candidate_xy)} local features",
          {**dot, "color": "#bdbdbd", "markersize": 2.5})]
     if has_outline:
-        entries.append(("the first image's outline in the second", {"color": OUTLINE, "linewidth": 1.6}))
+        what = "box" if query.is_cut else "outline"
+        entries.append((f"the first image's {what} in the second", {"color": OUTLINE, "linewidth": 1.6}))
     return entries
 
 

@@ -19,9 +19,14 @@ def labels_by_name(gnd: Path | None, list_file: Path | None) -> dict[str, str]:
         return landmarks_of(load_ground_truth(gnd))
     if not list_file:
         return {}
-    listed = read_image_list(list_file)
-    return {Path(listed.name(index)).relative_to(list_file.parent).as_posix(): str(label)
-            for index, label in enumerate(listed.labels.tolist())}
+    listed, found = read_image_list(list_file), {}
+    for index, label in enumerate(listed.labels.tolist()):
+        path = Path(listed.name(index))
+        # As extraction takes them from the same list: relative ones as they stand there, others whole
+        found[str(path)] = str(label)
+        if path.is_relative_to(list_file.parent):
+            found[path.relative_to(list_file.parent).as_posix()] = str(label)
+    return found
 
 
 def landmarks_of(truth: GroundTruth) -> dict[str, str]:

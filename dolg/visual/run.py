@@ -24,6 +24,8 @@ from dolg.visual.photographs import Photograph, find_photograph, open_photograph
 
 # An image's row among images
 Place = tuple[Images, int]
+# More pixels than this no memory has
+_LARGEST_SCALE = 16
 _METHOD_NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 
@@ -32,8 +34,9 @@ def attention(args: argparse.Namespace) -> Figure:
     boxes = _boxes(args.box, len(args.image))
     describer = load(args.cfg, args.weights, args.opts)
     keys, found = describer.cfg.INFER, []
-    if any(scale <= 0 for scale in args.scales):
-        raise UserError(f"--scales {' '.join(f'{scale:g}' for scale in args.scales)}: give numbers above 0")
+    if not all(0 < scale <= _LARGEST_SCALE for scale in args.scales):
+        raise UserError(f"--scales {' '.join(f'{scale:g}' for scale in args.scales)}: give numbers above 0, "
+                        f"at most {_LARGEST_SCALE}")
     for path, box in zip(args.image, boxes):
         photo = open_photograph(path, box, max_pixels=keys.MAX_PIXELS)
         found.append((photo, attention_maps(describer.network, photo.part, args.scales or keys.SCALES,

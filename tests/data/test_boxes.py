@@ -151,6 +151,9 @@ def test_the_pixels_are_those_that_slicing_leaves(seed):
             crop = crop_to_box(torch.from_numpy(numbers).expand(3, -1, -1), box)
             assert np.array_equal(crop, np.broadcast_to(expected, (3, *expected.shape)))
     assert pixels_inside((-1e300, 0, 1e300, 1e300), 7, 5) == (0, 0, 7, 5)
+    for box in ((0, 0, float("inf"), 5), (float("nan"), 0, 3, 5), (0, 0, 3)):
+        with pytest.raises(ValueError, match="is no box: give four finite numbers"):
+            pixels_inside(box, 7, 5)
 
 
 def test_boxes_by_index():

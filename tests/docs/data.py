@@ -163,6 +163,11 @@ def make_own_images(page: str) -> None:
     (towers / "images.csv").write_text(table + "\n")
     make_photographs(Path("~/photos/bridges").expanduser(),
                      [f"{name}/{number}.jpg" for name in ("pont_neuf", "rialto") for number in range(5)])
-    inshop = Path("~/Downloads/inshop").expanduser()
-    inshop.mkdir(parents=True)
-    make_inshop(inshop, np.random.default_rng(7))
+    make_inshop_download()
+
+
+def make_inshop_download() -> None:
+    """What one fetches by hand."""
+    folder = Path("~/Downloads/inshop").expanduser()
+    folder.mkdir(parents=True)
+    make_inshop(folder, np.random.default_rng(7))

@@ -105,6 +105,7 @@ BEFORE = {
             "docs/looking-inside.md")'
         """,
     "docs/getting-started.md": "mkdir -p .venv/bin; touch .venv/bin/activate",
+    "docs/reproducing.md": "python -c 'from tests.docs import data; data.make_inshop_download()'",
     "docs/EVALUATION.md": EXTRACT,
     "docs/EXTRACTION.md": EXTRACT + EXTRACT.replace("roxford5k", "rparis6k") + """
         python -c 'from tests.docs import data; data.make_delg_files("r50_gldv2/roxford5k")'

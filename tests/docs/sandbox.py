@@ -194,7 +194,8 @@ class Sandbox:
             said = urlopen(found[0], timeout=10).read().decode() if found else ""
         with self._lock:
             command.send_signal(signal.SIGINT)
-        return self._end(command)
+        ended = self._end(command)
+        return ended if "<html" in said else _said("no page was served\n", status=1)
 
     def _session_block(self, arguments: list[str], task: dict) -> dict:
         """Execute a block of Python where the page's others are; see session.py."""

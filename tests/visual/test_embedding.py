@@ -247,7 +247,12 @@ def test_two_landmarks_with_one_name(tmp_path):
 
 def test_labels_of_a_list(tmp_path):
     (tmp_path / "list.txt").write_text("jpg/a b.jpg 3\njpg/c.jpg 0\n")
-    assert labels_by_name(None, tmp_path / "list.txt") == {"jpg/a b.jpg": "3", "jpg/c.jpg": "0"}
+    found = labels_by_name(None, tmp_path / "list.txt")
+    assert {name: label for name, label in found.items() if not name.startswith("/")} == {
+        "jpg/a b.jpg": "3", "jpg/c.jpg": "0"}
+    (tmp_path / "whole.txt").write_text(f"{tmp_path}/jpg/c.jpg 4\n/elsewhere/d.jpg 5\n")
+    found = labels_by_name(None, tmp_path / "whole.txt")    # a store has the names that its list has
+    assert found[f"{tmp_path}/jpg/c.jpg"] == "4" and found["/elsewhere/d.jpg"] == "5"
     assert labels_by_name(None, None) == {}
     with pytest.raises(UserError, match="give one"):
         labels_by_name(tmp_path / "g.pkl", tmp_path / "list.txt")
