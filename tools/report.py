@@ -7,7 +7,7 @@ from dolg.core.cli import run
 from dolg.files import write_atomically
 from dolg.report.gathering import make_report
 from dolg.report.page import write_report
-from dolg.report.results import named_results
+from dolg.report.results import counted, named_results
 
 EXAMPLE = """example:
   python tools/report.py before.json after=out/result.json -o report.html
@@ -56,7 +56,8 @@ def main() -> None:
     page = write_report(report, args.output)
     for note in report.notes:
         print(note)
-    print(f"wrote {page}: {len(report.methods)} methods, {len(report.queries)} queries")
+    print(f"wrote {page}: {counted(len(report.methods), 'method')}, "
+          f"{counted(len(report.queries), 'query')}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4
 # Errors of a file's name and rights, which another try would meet again
 _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
                 errno.ENAMETOOLONG}
+# Pillow's readers of what is an image here (that of JPEG reads MPO, as telephones write it). Others go
+# unasked: a file may be anybody's, and that of EPS, say, starts another program with it
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _JPEG_END = b"\xff\xd9"
 _ORIENTATION = 0x0112
 # EXIF orientation -> whether rows and columns change places, then the dimensions (of 3,H,W) to flip
@@ -104,7 +107,7 @@ def read_header(path: str | Path, data: bytes, max_pixels: int = 100_000_000) ->
             # Pillow warns of sizes that the next lines judge by `max_pixels`, and of EXIF blocks
             # that make no sense
             warnings.simplefilter("ignore")
-            with Image.open(BytesIO(data)) as image:
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
                 (width, height), kind, mode = image.size, image.format, image.mode
                 exif = image.info.get("exif", b"")
     except Image.DecompressionBombError as error:
@@ -173,7 +176,7 @@ def _decode_other(path: str | Path, buffer: np.ndarray, data: bytes) -> torch.Te
     """PNG, WebP, TIFF, BMP, ... through OpenCV, once Pillow finds the file whole: OpenCV
     fills what is missing of a cut file with black and says nothing."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
             image.load()
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError(path, _first_line(error)) from None

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dolg.data.decode import ImageError
+from dolg.data.decode import FORMATS, ImageError
 from dolg.errors import UserError
 from dolg.files import atomic_file
 from dolg.prepare.catalogue import GLDV2_PARTS, GLDV2_TABLES
@@ -189,7 +189,7 @@ def _write_sizes(folder: Path, name: str, target: str) -> None:
 def _sized(folder: Path, line: str) -> str:
     path, _, label = line.rpartition(" ")
     try:
-        with Image.open(folder / path) as image:        # reads no more than the header
+        with Image.open(folder / path, formats=FORMATS) as image:        # reads no more than the header
             width, height = image.size
     except (OSError, Image.DecompressionBombError) as error:
         raise ImageError(folder / path, str(error)) from None

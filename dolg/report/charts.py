@@ -116,8 +116,10 @@ def style_class(number: int) -> str:
 def _axis(label: str, values: Sequence[float], whole: bool = False) -> Axis:
     """An axis around values, with three to seven round numbers."""
     low, high = min(values), max(values)
-    if low == high:
-        low, high = low - 1, high + 1
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-9 * max(largest, 1e-280):      # too near for ticks between them
+        margin = max(1.0, 1e-3 * largest)
+        low, high = low - margin, high + margin
     step = 10.0 ** math.floor(math.log10((high - low) / 3))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
     step = max(step, 1.0) if whole else step

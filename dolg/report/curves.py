@@ -70,7 +70,8 @@ def distribution(aps: Sequence[float | None]) -> Distribution:
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean and how sure it is; shares in 0..1, intervals at revisitop.comparison.LEVEL.
+    """A mean and how sure it is; shares in 0..1, intervals at revisitop.comparison.LEVEL,
+    None for fewer than two queries.
 
     change: the mean change against the first method, over the queries that both score; None for the
     first. sure: whether interval and permutation test agree that the change is not chance's.
@@ -87,12 +88,14 @@ def map_figure(method: Method, first: Method, protocol: str) -> Figure:
     """mAP of a method and its change from the first one's, with bootstrap intervals over queries."""
     aps, value = method.aps(protocol), method.value(protocol, "mAP")
     values = known(aps)
-    interval = bootstrap_interval(values, SAMPLES, np.random.default_rng(0)) if values.size else None
+    interval = bootstrap_interval(values, SAMPLES, np.random.default_rng(0)) if values.size > 1 else None
     others = first.aps(protocol)
     both = [pair for pair in zip(others, aps) if None not in pair]
     if method is first or len(others) != len(aps) or not both:
         return Figure(value, interval)
     compared = compare_aps(others, aps, SAMPLES)
+    if len(both) < 2:
+        return Figure(value, interval, compared.mean)
     return Figure(value, interval, compared.mean, compared.interval, compared.is_distinguishable)
 
 

@@ -1,5 +1,6 @@
 """What the page's script works on: the queries and their results as compact JSON."""
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 from dolg.report.results import Hit, Image, Query, Report
@@ -39,7 +40,7 @@ def page_data(
      "queries": [{"name", "tile", "crop" or null, "box": shares of the image or null,
          "counts": {label: n}, "ap": [method][protocol], "ranks": [method][protocol] or null,
          "failed": [method],
-         "hits": [method] {"images": [...], "scores": [...], "labels": "eehn..."} or null}]}
+         "hits": [method] {"images": [...], "scores": [... or null], "labels": "eehn..."} or null}]}
     """
     numbers = {image: number for number, image in enumerate(images)}
     protocols = report.protocols
@@ -82,7 +83,7 @@ def _query(report: Report, number: int, query: Query, wanted: tuple[Wanted, Want
 
 def _hits(hits: Sequence[Hit], numbers: Mapping[Image, int]) -> dict:
     return {"images": [numbers[hit.image] for hit in hits],
-            "scores": [float(f"{hit.score:.5g}") for hit in hits],
+            "scores": [float(f"{hit.score:.5g}") if math.isfinite(hit.score) else None for hit in hits],
             "labels": "".join(LABELS[hit.label] for hit in hits)}
 
 

@@ -1,11 +1,14 @@
 """From results, ground truth and stores to what the page shows."""
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dolg.errors import UserError
-from dolg.report.results import Hit, Image, Query, Report, load_evaluations, methods_of
+from dolg.report.results import (
+    Hit, Image, Query, Report, counted, load_evaluations, methods_of,
+)
 from dolg.report.sources import (
     ImageFolders, Stores, find_ground_truth, find_stores, image_folders, open_ground_truth,
 )
@@ -47,7 +50,7 @@ def make_report(
     notes += _strange_truths(evaluations, truth)
     report = gather_report(evaluations, truth, stores, image_folders(path, images, distractor_images),
                            top)
-    return Report(report.dataset, report.methods, report.queries, logs, notes), evaluations
+    return replace(report, training=logs, notes=[*notes, *report.notes]), evaluations
 
 
 def gather_report(
@@ -56,34 +59,38 @@ def gather_report(
 ) -> Report:
     """Method name -> evaluation and, for those whose first `top` results are shown, -> stores.
 
-    Raises UserError for folders that are not there, and for stores and lists that do not hold the
-    images of the ground truth.
+    Stores and lists that do not hold the images of the ground truth give a note. Raises UserError for
+    those of them that the user has given, and for folders that are not there.
     """
     folders.check()
-    known: dict[tuple[str, bool], Image] = {}
-    hits = {name: _hits(truth, stores[name], folders, top, known) for name in stores}
+    known: dict[tuple[str, int], Image] = {}
+    hits, reasons, notes = {}, {}, []
+    for name, opened in stores.items():
+        try:
+            reasons[name] = opened.reasons()
+            hits[name] = _hits(truth, opened, folders, top, known)
+        except (StoreError, UserError) as error:
+            if opened.given:
+                raise UserError(str(error)) from None
+            notes.append(f"{name}: its lists are not shown: {error}")
     queries = [Query(name, folders.find(name), truth.boxes[q],
                      {label: len(rows) for label, rows in truth.labels[q].items()},
                      {method: found[q] for method, found in hits.items()})
                for q, name in enumerate(truth.queries)]
-    reranked = [name for name, opened in stores.items() if opened.lists]
-    reasons = {name: opened.reasons() for name, opened in stores.items()}
-    return Report(truth.name, methods_of(evaluations, reranked, reasons), queries)
+    reranked = [name for name in hits if stores[name].lists]
+    return Report(truth.name, methods_of(evaluations, reranked, reasons), queries, notes=notes)
 
 
 def _hits(truth: GroundTruth, stores: Stores, folders: ImageFolders, top: int,
-          known: dict[tuple[str, bool], Image]) -> list[list[Hit]]:
+          known: dict[tuple[str, int], Image]) -> list[list[Hit]]:
     """The first results of every query; none for a query whose image failed. `known` images, by name
-    and whether they are distractors, are shared."""
-    try:
-        query_rows = np.argsort(match_names(stores.query, truth.queries, "queries"))
-        images = match_names(stores.database, truth.images, "database images")
-        database = Collection([stores.database, *stores.distractors])
-        ranking = (read_lists(stores.lists, stores.query, database) if stores.lists
-                   else search_lists(stores.query, database, top))
-    except StoreError as error:
-        raise UserError(str(error)) from None
-    names = [name for store in stores.distractors for name in store.names]
+    and which store they are of, are shared. Raises StoreError and UserError."""
+    query_rows = np.argsort(match_names(stores.query, truth.queries, "queries"))
+    images = match_names(stores.database, truth.images, "database images")
+    database = Collection([stores.database, *stores.distractors])
+    ranking = (read_lists(stores.lists, stores.query, database) if stores.lists
+               else search_lists(stores.query, database, top))
+    strangers = [(name, part) for part, store in enumerate(stores.distractors, 1) for name in store.names]
     found = []
     for q, row in enumerate(query_rows.tolist()):
         label_of = {int(i): label for label, rows in truth.labels[q].items() for i in rows}
@@ -93,10 +100,9 @@ def _hits(truth: GroundTruth, stores: Stores, folders: ImageFolders, top: int,
                 break
             inside = index < len(images)
             number = int(images[index]) if inside else -1
-            name = truth.images[number] if inside else names[index - len(images)]
-            key = (name, not inside)
+            key = name, part = (truth.images[number], 0) if inside else strangers[index - len(images)]
             if key not in known:
-                known[key] = Image(name, folders.find(name, not inside), not inside)
+                known[key] = Image(name, folders.find(name, not inside), part)
             hits.append(Hit(known[key], score, label_of.get(number, "negative")))
         found.append(hits)
     return found
@@ -115,10 +121,10 @@ def _check_queries(evaluations: Mapping[str, Mapping], truth: GroundTruth) -> No
     for name, evaluation in evaluations.items():
         lengths = {len(figures["ap"]) for figures in evaluation["protocols"].values()}
         if lengths != {len(truth.queries)}:
-            raise UserError(f"{name} has AP for {lengths.pop()} queries, the ground truth of "
+            raise UserError(f"{name} has AP for {counted(lengths.pop(), 'query')}, the ground truth of "
                             f"{truth.name} has {len(truth.queries)}")
-        names = evaluation.get("query_names", truth.queries)
-        for q, (found, expected) in enumerate(zip(names, truth.queries)):
+        names = evaluation.get("query_names")
+        for q, (found, expected) in enumerate(zip(names or [], truth.queries)):
             if found != expected:
                 raise UserError(f"{name} has {found!r} as query {q}, the ground truth of {truth.name} "
                                 f"has {expected!r} there: it is a result of another")

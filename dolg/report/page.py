@@ -5,16 +5,18 @@ in it, by their digests; names and figures are data, which the script reads.
 """
 import base64
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
+from dolg.errors import UserError
 from dolg.files import write_atomically
 from dolg.report import charts, curves, record
 from dolg.report.data import page_data, script_json, visible, wanted_thumbnails
-from dolg.report.results import Report
+from dolg.report.results import Report, counted
 from dolg.report.thumbnails import Thumbnail, Wanted, make_thumbnails
 from revisitop.record import queries_cropped
 
@@ -37,12 +39,25 @@ class _Tiles:
 
 def write_report(report: Report, output: Path) -> Path:
     """Write OUTPUT.html with all in it or, where `output` has no such ending, OUTPUT/index.html and
-    OUTPUT/thumbnails/*.jpg, of which those already there are reused. Returns the page's path."""
+    OUTPUT/thumbnails/*.jpg, of which those already there are reused. Returns the page's path.
+
+    Raises UserError where something else stands in the way."""
     alone = output.suffix.lower() in (".html", ".htm")
+    _check_output(output, alone)
     page = output if alone else output / "index.html"
     html = render_page(report, None if alone else output / THUMBNAILS)
     write_atomically(page, html.encode("utf-8", "backslashreplace"))
     return page
+
+
+def _check_output(output: Path, alone: bool) -> None:
+    if alone and output.is_dir():
+        raise UserError(f"{output} is a folder: give the page another name, or a folder's name that does "
+                        f"not end in {output.suffix}")
+    for folder in output.parents if alone else (output, *output.parents):
+        if os.path.exists(folder) and not folder.is_dir():
+            raise UserError(f"{folder} is a file: give FILE.html, or a folder for the page and its "
+                            "thumbnails")
 
 
 def render_page(report: Report, folder: Path | None = None) -> str:
@@ -54,7 +69,7 @@ def render_page(report: Report, folder: Path | None = None) -> str:
     data = page_data(report, thumbnails, tiles.of, queries, images)
     data["files"] = [f"{THUMBNAILS}/{name}" for name in tiles.names]
     data["block"] = BLOCK
-    data["cropped"] = queries_cropped(report.methods[0].evaluation) is not False
+    data["cropped"] = [queries_cropped(method.evaluation) is not False for method in report.methods]
     here = Path(__file__).parent
     style, script = (here / "page.css").read_text(encoding="utf-8"), _script(here / "script")
     return _template(here).render(
@@ -73,7 +88,7 @@ def _template(folder: Path) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, finalize=_finalize)
-    environment.filters.update(percent=_percent, points=_points)
+    environment.filters.update(percent=_percent, points=_points, counted=counted)
     return environment.get_template("page.html.j2")
 
 

@@ -1,4 +1,5 @@
 """What a report shows, as plain data, and the results it is made of."""
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,16 @@ from revisitop.record import (
 
 @dataclass(frozen=True)
 class Image:
-    """A database image as the page names it, and the file it lies in, which may not exist."""
+    """A database image as the page names it, and the file it lies in, which may not exist; no path
+    where the name leads out of the folder. part: 0, or of which store of distractors, from 1."""
 
     name: str
-    path: Path
-    distractor: bool = False
+    path: Path | None
+    part: int = 0
+
+    @property
+    def distractor(self) -> bool:
+        return self.part > 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Query:
     """
 
     name: str
-    path: Path
+    path: Path | None
     box: tuple[float, float, float, float] | None
     counts: Mapping[str, int]
     hits: Mapping[str, Sequence[Hit]] = field(default_factory=dict)
@@ -112,6 +118,12 @@ class Report:
         return map_heading([method.evaluation for method in self.methods])
 
 
+def counted(count: int, what: str) -> str:
+    """A number and what it counts: "1 query", "2 queries", "1 method", "2 methods"."""
+    many = what[:-1] + "ies" if what.endswith("y") else what + "s"
+    return f"{count} {what if count == 1 else many}"
+
+
 def methods_of(evaluations: Mapping[str, Mapping], reranked: Sequence[str] = (),
                reasons: Mapping[str, Mapping[str, str]] | None = None) -> list[Method]:
     """The methods of evaluations by name; `reasons` by method."""
@@ -136,37 +148,58 @@ def named_results(results: Sequence[str], pairs: Sequence[Sequence[str]] = ()) -
     return named
 
 
-def load_evaluations(
-    named: Mapping[str, Path], queries: int | None = None, across: bool = False,
-) -> dict[str, dict]:
+def load_evaluations(named: Mapping[str, Path], across: bool = False) -> dict[str, dict]:
     """The evaluation of each name, in order, checked.
 
-    queries: how many the ground truth has. Raises UserError for a file that is missing or no such
-    result, for other protocols than the first's, and, unless `across`, for evaluations of different
-    data sets, or made by protocols that differ.
+    Raises UserError for a file that is missing or no such result, for other protocols than the
+    first's, and, unless `across`, for evaluations of different data sets, or made by protocols that
+    differ.
     """
     evaluations: dict[str, dict] = {}
     for name, path in named.items():
         required = tuple(next(iter(evaluations.values()))["protocols"]) if evaluations else ()
-        evaluations[name] = load_evaluation(path, required, queries)
+        evaluations[name] = load_evaluation(path, required)
     if not across:
         _check_comparable(evaluations)
     return evaluations
 
 
-def load_evaluation(
-    path: Path, protocols: Sequence[str] = (), queries: int | None = None,
-) -> dict:
+def load_evaluation(path: Path, protocols: Sequence[str] = ()) -> dict:
     """The JSON that revisitop/evaluate.py wrote, checked; UserError where it is not such a result."""
     try:
-        result = load_result(path, protocols, queries)
+        result = load_result(path, protocols)
     except ResultError as error:
-        raise UserError(str(error)) from None
+        why = str(error)
+        if why.endswith('it has no "protocols"'):
+            why += " (results on GLDv2 have none, and are not shown by this report)"
+        raise UserError(why) from None
+    if problem := _problem(result):
+        raise UserError(f"{path} is not a result of revisitop/evaluate.py: {problem}")
     for name, figures in result["protocols"].items():
         if not _are_ranks(figures.get("ranks"), len(figures["ap"])):
             raise UserError(f'{path}: "ranks" of protocol "{name}" are not a list of ascending '
                             "places for each query")
     return result
+
+
+def _problem(result: Mapping) -> str:
+    """What is wrong with what a result says beside its figures, in words; empty if nothing is."""
+    if not isinstance(result.get("protocol") or {}, Mapping):
+        return '"protocol" is no table'
+    failed = result.get("failed", {})
+    if not isinstance(failed, Mapping) or type(failed.get("distractors", 0)) is not int or not all(
+            _are_names(failed.get(kind, [])) for kind in ("query", "database")):
+        return '"failed" is no table of names of images and a number of distractors'
+    files = result.get("files") or {}
+    if not isinstance(files, Mapping) or not _are_names(files.get("distractors") or []) or not all(
+            isinstance(files.get(kind) or "", str)
+            for kind in ("ground_truth", "query", "database", "lists")):
+        return '"files" is no table of paths'
+    return ""
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _are_ranks(ranks: object, queries: int) -> bool:
@@ -183,7 +216,7 @@ def _are_ranks(ranks: object, queries: int) -> bool:
 def _split(result: str) -> tuple[str, Path]:
     """Name and path of RESULT.json or NAME=RESULT.json."""
     name, equals, path = result.partition("=")
-    if equals and name and path and not Path(result).exists():
+    if equals and name and path and not os.path.exists(result):
         return name, Path(path)
     return Path(result).stem, Path(result)
 

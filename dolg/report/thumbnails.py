@@ -3,14 +3,18 @@ import hashlib
 import io
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
+
+from dolg.data.decode import FORMATS
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 # A panorama is shrunk to this many times its height in width, or it would outweigh all the rest
@@ -24,9 +28,10 @@ _JPEG_END = b"\xff\xd9"
 @dataclass(frozen=True)
 class Wanted:
     """A small copy that the page needs: of which photograph, how high at most (pixels), and of which
-    part (x1, y1, x2, y2 in pixels, corners cut to whole ones) or None for all."""
+    part (x1, y1, x2, y2 in pixels, corners cut to whole ones) or None for all. Without a path, it is
+    of a photograph that may not be looked for."""
 
-    path: Path
+    path: Path | None
     height: int
     box: tuple[float, float, float, float] | None = None
 
@@ -71,11 +76,16 @@ def make_thumbnail(wanted: Wanted) -> Thumbnail:
     Any failure to read the photograph gives a Thumbnail with a `problem`: one bad image must not
     stop a report.
     """
+    if wanted.path is None:
+        return Thumbnail(problem="no such file")
     try:
-        with Image.open(wanted.path) as image:
+        kind = os.stat(wanted.path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):      # a pipe would be waited for
+            return Thumbnail(problem="not a regular file")
+        with Image.open(wanted.path, formats=FORMATS) as image:
             ImageOps.exif_transpose(image, in_place=True)
             source = image.size
-            part = image.crop(_inside(wanted.box, source)) if wanted.box else image
+            part = _eight_bits(image.crop(_inside(wanted.box, source)) if wanted.box else image)
             # A size near the final one lets the decoder skip detail; its gap is a factor left for LANCZOS
             width = min(MAX_ASPECT * wanted.height, wanted.height * part.width // part.height + 1)
             part.thumbnail((width, wanted.height), Image.Resampling.LANCZOS, reducing_gap=1.5)
@@ -95,7 +105,7 @@ def _kept(wanted: Wanted, folder: Path) -> Thumbnail:
     """As a file in `folder`, named after the photograph's path, size and time of change."""
     try:
         status = os.stat(wanted.path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):        # TypeError: without a path
         return make_thumbnail(wanted)       # it says what is wrong
     key = [os.path.abspath(wanted.path), status.st_size, status.st_mtime_ns, wanted.height, wanted.box,
            QUALITY]
@@ -121,11 +131,22 @@ def _reuse(path: Path) -> Thumbnail | None:
         content = path.read_bytes()
         if not content.endswith(_JPEG_END):
             return None
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             width, height = json.loads(image.info["comment"])
             return Thumbnail(b"", path.name, *image.size, int(width), int(height))
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than eight bits, which Pillow would cut off at white, as grey of eight; floats
+    between their own ends."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image, np.float64)
+    low, high = (values.min(), values.max()) if image.mode == "F" else (0, 65535)
+    shares = (values - low) / max(high - low, 1e-30)
+    return Image.fromarray((255 * np.nan_to_num(shares).clip(0, 1)).round().astype(np.uint8))
 
 
 def _inside(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """The curves of a training, from its log.jsonl."""
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from dolg.errors import UserError
 _OF_THE_MACHINE = {"images_per_s", "data_wait", "memory_gb"}
 _PLACES = {"kind", "step", "epoch"}
 _EPOCH = "_epoch"
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def read_training(folder: Path) -> TrainingLog:
     found: dict[str, dict[str, dict[float, float]]] = {}
     for where, record in _epochs(path, lines):
         for figure, value in record.items():
-            if figure not in _PLACES | _OF_THE_MACHINE and _is_finite(value):
+            if figure not in _PLACES | _OF_THE_MACHINE and _can_be_drawn(value):
                 found.setdefault(figure, {}).setdefault(where, {})[record["epoch"]] = value
     if not found:
         raise UserError(f"{path} has no figures of a whole epoch")
@@ -60,10 +60,12 @@ def _epochs(path: Path, lines: Sequence[str]) -> list[tuple[str, dict]]:
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number}: it is no record of a training log") from None
-        if isinstance(kind, str) and kind.endswith(_EPOCH) and _is_finite(epoch):
+        if isinstance(kind, str) and kind.endswith(_EPOCH) and _can_be_drawn(epoch):
             found.append((kind.removesuffix(_EPOCH), record))
     return found
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _can_be_drawn(value: object) -> bool:
+    """Whether it is a number, and not so large, as a run that diverges makes it, that a difference of
+    two were none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST

@@ -56,23 +56,22 @@ def _add_build(add) -> None:
 
 def _add_query(add) -> None:
     add("words", nargs="*", metavar="INDEX | KEY VALUE",
-        help="with --query the indexes, with --image keys to "
-        "change, such as INFER.LOCAL True")
+        help="with --query the indexes, with --image keys to change, such as INFER.LOCAL True")
     add("--query", metavar="STORE", help="search for each of its images")
     add("--image", type=Path, metavar="PHOTO", help="search for a photograph")
     add("--top", type=int, default=10, metavar="K", help="results (default: 10)")
     add("-o", "--output", type=Path, metavar="FILE",
-        help="write a .csv instead of printing it; with --image, "
-        "the picture (default: PHOTO-results.jpg)")
+        help="write a .csv instead of printing it; with --image, the picture "
+             "(default: PHOTO-results.jpg)")
     for option, metavar, default, text in _OF_PHOTOS:
         add(f"--{option}", metavar=metavar, default=default, help=f"with --image: {text}")
-    add("--index", nargs="+", default=[], metavar="INDEX_OR_STORE", help="with --image: what is "
-        "searched, stores exactly")
-    add("--images", nargs="+", default=[], metavar="FOLDER", help="with --image: of the database's "
-        "images, for the picture; one for each store, or all are looked through")
+    add("--index", nargs="+", default=[], metavar="INDEX_OR_STORE",
+        help="with --image: what is searched, stores exactly")
+    add("--images", nargs="+", default=[], metavar="FOLDER",
+        help="with --image: of the database's images, for the picture; "
+             "one for each store, or all are looked through")
     add("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"),
-        help="with --image: cut it to this, in "
-        "pixels")
+        help="with --image: cut it to this, in pixels")
 
 
 def _check_query(args: argparse.Namespace, left_over: list[str], parser: argparse.ArgumentParser) -> None:

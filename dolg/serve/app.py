@@ -188,7 +188,8 @@ def _as_json(found: Found, version: str) -> dict:
 
 def _result_as_json(result: Result, version: str) -> dict:
     return {"place": result.place, "found_at": result.found_at, "name": result.name,
-            "score": _number(result.score), "similarity": _number(result.similarity),
+            "score": _number(result.score), "reranked": result.reranked,
+            "similarity": _number(result.similarity),
             "image": f"/image/{result.row}?v={version}" if result.image else None}
 
 

@@ -170,7 +170,14 @@ class ImageFiles:
         if name.is_absolute() or ".." in name.parts:
             return None
         return next((file for file in (find_image(folder, str(name)) for folder in folders)
-                     if file.is_file()), None)
+                     if _is_file(file)), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:     # a name that is too long for any file
+        return False
 
 
 def _open_part(path: Path, probes: int, on_gpu: bool) -> _StorePart | _IndexPart:

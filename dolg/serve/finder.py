@@ -33,6 +33,7 @@ class Result:
     Attributes:
         place: from 1, as all was ordered at last; found_at: by the search alone.
         score: the reranker's, or, for images that none has seen, the search's; NaN: it could not tell.
+        reranked: whether it is a reranker's, whose scale is its own.
         similarity: the inner product of the descriptors.
         row: in the database.
         image: its file, if one is known.
@@ -42,6 +43,7 @@ class Result:
     found_at: int
     name: str
     score: float
+    reranked: bool
     similarity: float
     row: int
     image: Path | None
@@ -121,8 +123,8 @@ class Finder:
             if reranker:
                 with _timed(seconds, "rerank"):
                     ordered, scores = self.rerankers.rerank(reranker, store, rows, scores)
-            results = self._results(rows, similarities, ordered[:top], scores[:top])
         reranked = min(self.rerankers.depth, len(rows)) if reranker else 0
+        results = self._results(rows, similarities, ordered[:top], scores[:top], reranked)
         return Found(results, opened.size, region, described_at, reranker, reranked, seconds)
 
     def _described(self, photo: Photo, region: Box, cut: bool,
@@ -141,9 +143,9 @@ class Finder:
         return store, None if small is None else (small.shape[1], small.shape[0])
 
     def _results(self, rows: np.ndarray, similarities: np.ndarray, ordered: np.ndarray,
-                 scores: np.ndarray) -> list[Result]:
+                 scores: np.ndarray, reranked: int) -> list[Result]:
         found_at = {row: place for place, row in enumerate(rows.tolist())}
-        return [Result(place, found_at[row] + 1, self.database.name(row), score,
+        return [Result(place, found_at[row] + 1, self.database.name(row), score, place <= reranked,
                        float(similarities[found_at[row]]), row, self.files.find(row))
                 for place, (row, score) in enumerate(zip(ordered.tolist(), scores.tolist()), 1)]
 

@@ -45,11 +45,17 @@ def is_from_elsewhere(headers: Mapping[str, str]) -> bool:
     site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
     if site is not None and site not in ("same-origin", "none"):
         return True
-    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+    except ValueError:      # no address at all, so not this one
+        return True
 
 
 def _host_name(header: str) -> str | None:
-    """The name in a Host header, without a port; None where it is no such header."""
+    """The name in a Host header, without a port and the dot that may end it; None where it is no such
+    header."""
     try:
         parts = urlsplit(f"//{header}")
         name = parts.hostname
@@ -58,7 +64,7 @@ def _host_name(header: str) -> str | None:
         return None
     if not name or parts.username is not None or parts.path or parts.query or parts.fragment:
         return None
-    return name.lower()
+    return name.lower().removesuffix(".")
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -13,16 +13,20 @@ _PAPER, _INK, _PALE, _RULE, _ACCENT = "#fbfaf7", "#1d2430", "#667085", "#d9d6cd"
 _WIDTH, _MARGIN, _GAP = 1500, 48, 20
 _TILE_HEIGHT, _CAPTION = 168, 62
 _COLUMNS, _QUERY_WIDTH, _QUERY_HEIGHT = 5, 520, 420
+# Results that are drawn: a WebP picture has at most 16,383 pixels a side, and more are not looked at
+MOST_DRAWN = 100
 
 
 def write_sheet(path: Path, photo: Path, found: Found, title: str, max_pixels: int) -> None:
-    """Write the picture as `path`: JPEG, PNG or WebP, as its ending says.
+    """Write the picture, with the first MOST_DRAWN results, as `path`: JPEG, PNG or WebP, as its ending
+    says.
 
     title: of the database and the model. Images that are not there, or cannot be read, are named tiles.
     Raises UserError for an ending that is none.
     """
     kind = kind_of_picture(path)
-    rows = -(-len(found.results) // _COLUMNS)
+    drawn = found.results[:MOST_DRAWN]
+    rows = -(-len(drawn) // _COLUMNS)
     query = _thumbnail(photo, (_QUERY_WIDTH, _QUERY_HEIGHT), max_pixels)
     top = _MARGIN + (query.height if query else _TILE_HEIGHT) + 2 * _GAP
     height = top + rows * (_TILE_HEIGHT + _CAPTION + _GAP) + _MARGIN - _GAP
@@ -31,7 +35,7 @@ def write_sheet(path: Path, photo: Path, found: Found, title: str, max_pixels: i
     _draw_query(sheet, draw, query, photo.name, found, title)
     draw.line([(_MARGIN, top - _GAP), (_WIDTH - _MARGIN, top - _GAP)], fill=_RULE, width=2)
     tile = (_WIDTH - 2 * _MARGIN - (_COLUMNS - 1) * _GAP) // _COLUMNS
-    for number, result in enumerate(found.results):
+    for number, result in enumerate(drawn):
         corner = (_MARGIN + number % _COLUMNS * (tile + _GAP),
                   top + number // _COLUMNS * (_TILE_HEIGHT + _CAPTION + _GAP))
         _draw_result(sheet, draw, corner, tile, result, bool(found.reranker), max_pixels)
@@ -90,8 +94,10 @@ def _draw_result(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[in
     draw.text((x, y + _TILE_HEIGHT + 8), place, _ACCENT, _font(21, bold=True))
     left = x + draw.textlength(place, _font(21, bold=True)) + 12
     moved = reranked and result.found_at != result.place
-    text = f"{result.score:.4f}" + (f"   was {result.found_at}" if moved else "")
-    draw.text((left, y + _TILE_HEIGHT + 11), text, _INK, _font(17))
+    searched = reranked and not result.reranked
+    text = (("search " if searched else "") + f"{result.score:.4f}"
+            + (f"   was {result.found_at}" if moved else ""))
+    draw.text((left, y + _TILE_HEIGHT + 11), text, _PALE if searched else _INK, _font(17))
     draw.text((x, y + _TILE_HEIGHT + 36), _fitted(draw, result.name, _font(16), width), _PALE, _font(16))
 
 

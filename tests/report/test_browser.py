@@ -302,9 +302,56 @@ def test_without_script_the_summary_and_charts_show(browser, pages):
     check_clean(page)
 
 
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> str:
+    """Two queries; the first failed in a method with a long name, has no score in the other's list, and
+    no positive for the protocol without a name."""
+    folder = tmp_path_factory.mktemp("odd")
+    Photograph.new("RGB", (64, 48), "red").save(folder / "a.jpg")
+    path, long = folder / "a.jpg", "long" * 60
+    evaluations = {name: {
+        "failed": {"query": failed}, "protocol": {"query": {"cropped": name == "fine"}},
+        "protocols": {"medium": {"mAP": 0.5, "ap": [ap, 1.0], "ranks": [ranks, [0]]},
+                      "": {"mAP": 1.0, "ap": [None, 1.0], "ranks": [None, [0]]}}}
+        for name, failed, ap, ranks in (("fine", [], 0.0, []), (long, ["q"], 0.0, []))}
+    hits = [Hit(Image("a", path), float("nan"), "negative"), Hit(Image("b", path), 0.5, "negative")]
+    queries = [Query("q", path, (0, 0, 32, 24), {}, {"fine": hits, long: []}),
+               Query("r", path, (0, 0, 32, 24), {}, {"fine": hits, long: hits})]
+    methods = [Method(name, content) for name, content in evaluations.items()]
+    return write_report(Report("odd", methods, queries), folder / "page.html").as_uri()
+
+
+def test_odd_results_are_shown_as_they_are(browser, odd):
+    page = open_queries(browser, odd, viewport={"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    about = page.locator("#query-0 .about")
+    assert f"its extraction failed in {'long' * 60}: AP is 0" in about.text_content()
+    assert page.locator("#query-0 summary").count() == 0        # a chart would be empty
+    assert page.locator("#query-1 summary").count() == 1
+    labels = page.eval_on_selector_all(
+        "#query-0 .hit", "all => all.map((one) => [one.getAttribute('aria-label'), one.innerText])")
+    assert labels[0][0] == "Result 1, negative, no score: a" and "no score a" in labels[0][1]
+    assert labels[1][0] == "Result 2, negative, score 0.500: b"
+    page.locator("#query-0 .hit").first.click()
+    assert page.locator("#viewer-facts").inner_text().startswith("no score")
+    page.keyboard.press("Escape")
+    whole = page.locator("#query-0 .about img").first.get_attribute("alt")
+    choose(page, "filter", "failed")
+    assert order_shown(page) == [0] and page.locator("#status").inner_text().startswith("1 of 2 queries")
+    choose(page, "protocol", "1")
+    assert "its extraction failed in" in about.text_content() and "AP is 0" not in about.text_content()
+    choose(page, "method", "0")
+    assert order_shown(page) == []
+    choose(page, "filter", "all")
+    cut = page.locator("#query-0 .about img").first.get_attribute("alt")
+    assert (whole, cut) == ("Query q", "Query q, cut to its box")     # as the method has it
+    check_clean(page)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_need_not_scroll_sideways(browser, pages, scheme):
-    page = open_queries(browser, pages["quick"], viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page = open_queries(browser, pages["quick"], viewport={"width": 390, "height": 844},
+                        color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator(".hit").first.click()
     assert page.locator("#viewer").bounding_box()["width"] <= 390

@@ -106,6 +106,15 @@ def test_what_cannot_be_compared_has_no_change():
     assert map_figure(method("b", medium={"ap": [None]}), first, "medium").interval is None
 
 
+def test_one_query_has_no_interval():
+    first = method("a", medium={"ap": [0.5, None], "mAP": 0.5})
+    second = method("b", medium={"ap": [0.75, 0.5], "mAP": 0.625})
+    assert map_figure(first, first, "medium").interval is None
+    figure = map_figure(second, first, "medium")
+    assert figure.interval is not None
+    assert (figure.change, figure.change_interval, figure.sure) == (0.25, None, False)
+
+
 def test_a_line_stands_where_its_figures_say():
     chart = charts.line_chart([charts.Line([(0, 0), (1, 1), (0.5, 0.25)], 8)],
                               charts.Axis("x", 0, 1, [0]), charts.Axis("y", 0, 1, [1]), 'a "title" <b>')

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image as Photograph
 
+from dolg.errors import UserError
 from dolg.features.store import StoreWriter
 from dolg.report.data import LABELS, script_json
 from dolg.report.page import render_page, write_report
@@ -127,9 +128,9 @@ def test_table_and_changes(report):
     page = Page(render_page(report))
     text = page.text()
     # mAP and its interval of each protocol, then mP@10
-    assert "before 4 images 50.00 0.0–100.0 50.00 12.5–25.0 50.00 50.0–50.0 25.00 25.00 25.00" in text
+    assert "before 4 images 50.00 0.0–100.0 50.00 12.5–25.0 50.00 25.00 25.00 25.00" in text
     assert ("after 4 images 50.00 0.0–100.0 ±0.00 ±0.0 to ±0.0 43.75 12.5–75.0 +25.00 ±0.0 to +50.0 "
-            "– 50.0–50.0 ±0.00 ±0.0 to ±0.0 25.00 25.00 25.00") in text
+            "– ±0.00 25.00 25.00 25.00") in text
     assert "3 queries, 2 methods. after reaches 43.8 % Medium" in text
     assert "+25.0 points from before" in text
     assert ("html", {"lang": "en"}) in page.elements
@@ -149,10 +150,9 @@ def test_map_says_whether_queries_were_cropped(cropped, heading):
 
 
 def test_uncropped_queries_are_shown_whole(report):
-    assert Page(render_page(report)).data()["cropped"] is True
-    for method in report.methods:
-        method.evaluation["protocol"] = {"query": {"cropped": False}}
-    assert Page(render_page(report)).data()["cropped"] is False
+    assert Page(render_page(report)).data()["cropped"] == [True, True]
+    report.methods[1].evaluation["protocol"] = {"query": {"cropped": False}}
+    assert Page(render_page(report)).data()["cropped"] == [True, False]
 
 
 def test_plain_labels_have_a_protocol_of_their_own(tmp_path):
@@ -164,7 +164,8 @@ def test_plain_labels_have_a_protocol_of_their_own(tmp_path):
     assert data["protocols"] == ["plain"]
     assert (data["positives"], data["skipped"]) == ({"plain": "o"}, {"plain": "j"})
     assert data["queries"][0]["hits"][0]["labels"] == "ojn"
-    assert "a 50.00 50.0–50.0 –" in page.text() and "a reaches 50.0 % Plain" in page.text()
+    assert "1 query, 1 method. a reaches" in page.text()
+    assert "a 50.00 –" in page.text() and "a reaches 50.0 % Plain" in page.text()
 
 
 def test_each_distinct_thumbnail_is_embedded_once(report):
@@ -263,6 +264,33 @@ def test_names_that_are_no_text_become_visible(tmp_path):
     assert found.data()["images"]["names"] == [r"caf\udce9"]
 
 
+def test_scores_that_are_no_numbers_are_left_out(report):
+    for number, value in enumerate([float("nan"), float("inf"), -float("inf")]):
+        hit = report.queries[0].hits["before"][number]
+        report.queries[0].hits["before"][number] = Hit(hit.image, value, hit.label)
+    data = Page(render_page(report)).data()
+    assert data["queries"][0]["hits"][0]["scores"] == [None, None, None, 0.6]
+
+
+def test_photographs_that_may_not_be_looked_for_are_missing(report):
+    query = Query("../q", None, (0, 0, 1, 1), {}, {"after": [Hit(Image("/x", None), 0.5, "easy")]})
+    data = Page(render_page(Report("toy", report.methods[1:], [query]))).data()
+    assert data["images"]["tiles"] == ["no such file"]
+    assert data["queries"][0]["tile"] == data["queries"][0]["crop"] == "no such file"
+
+
+@pytest.mark.parametrize("name, message", [
+    ("file/sub", "file is a file: give FILE.html"), ("file/sub/a.html", "file is a file"),
+    ("x.json", "x.json is a file"), ("dir.html", "dir.html is a folder: give the page another name")])
+def test_output_that_cannot_be_written_is_refused(report, tmp_path, name, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "x.json").touch()
+    (tmp_path / "dir.html").mkdir()
+    with pytest.raises(UserError, match=message) as caught:
+        write_report(report, tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
 def test_json_cannot_end_its_element():
     text = script_json({"a": ["</script>", "<!--<script>", "\u2028&"]})
     assert not re.search("[<>&\u2028]", text) and text.isascii()
@@ -352,7 +380,7 @@ def test_command_without_ground_truth_makes_the_table(run_tool, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Queries are not shown: no result says where its ground truth lies" in done.stdout
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert "alone 4 images 50.00 100.0–100.0 50.00 50.0–50.0 50.00 25.00 25.00 25.00" in page.text()
+    assert "alone 4 images 50.00 50.00 50.00 25.00 25.00 25.00" in page.text()
     assert "Queries" not in page.of("h2") and page.data()["queries"] == []
 
 

@@ -93,6 +93,30 @@ def test_what_is_there_is_reused_and_what_changed_is_made_anew(tmp_path, monkeyp
     assert not list(kept.glob(".*"))
 
 
+def test_only_regular_files_of_photographs_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    files = [tmp_path / "pipe.jpg", tmp_path / "eps.jpg", None, tmp_path / f"{'x' * 300}.jpg"]
+    for folder in (None, tmp_path / "kept"):
+        found = make_thumbnails([Wanted(path, 120) for path in files], folder)
+        assert [thumbnail.problem for thumbnail in found.values()] == [
+            "not a regular file", "not an image file", "no such file", "file name too long"]
+
+
+@pytest.mark.parametrize("mode, levels", [
+    ("I;16", [0, 16448, 32896, 65535]), ("I", [0, 16448, 32896, 65535]), ("F", [-1.0, -0.5, 0.00392, 1.0])])
+def test_more_than_eight_bits_are_not_cut_off(tmp_path, mode, levels):
+    """Quarters, of grey 0, 64, 128 and 255."""
+    values = np.repeat(np.repeat(np.array(levels), 100)[None], 200, axis=0)
+    dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    path = tmp_path / ("a.tif" if mode != "I;16" else "a.png")
+    Image.fromarray(values.astype(dtype)).save(path)
+    small = opened(make_thumbnail(Wanted(path, 100)))
+    assert small.size == (200, 100)
+    found = [small.getpixel((x, 50))[0] for x in (25, 75, 125, 175)]
+    assert found == pytest.approx([0, 64, 128, 255], abs=3)
+
+
 def test_images_are_found_by_name(tmp_path):
     assert find_image(tmp_path, "st.peter_1") == tmp_path / "st.peter_1.jpg"
     assert find_image(tmp_path, "0/12.JPG") == tmp_path / "0/12.JPG"

@@ -42,6 +42,18 @@ def test_logs_that_cannot_be_used_are_refused(tmp_path):
         read_training(tmp_path)
 
 
+@pytest.mark.parametrize("losses", [
+    [1e17, 1e17], [1e17, 1e17 + 16], [1e308, -1e308, 2.0], [1e300, -1e300], [0.0, 5e-324], [0.0, 0.0]])
+def test_runs_that_diverged_have_charts(tmp_path, losses):
+    log = read_training(write(tmp_path, *(epoch("train", n, loss=loss) for n, loss in enumerate(losses)),
+                              epoch("train", 10**400, loss=1.0), epoch("train", 7, loss=10**400)))
+    assert log.figures["loss"]["train"] == [(n, loss) for n, loss in enumerate(losses) if abs(loss) < 1e308]
+    chart = charts.training_chart([log], "loss")
+    assert chart.count("<polyline") == 1 and "nan" not in chart and "inf" not in chart
+    one = charts.training_chart([read_training(write(tmp_path, epoch("train", 10**17, loss=1)))], "loss")
+    assert one.count("<polyline") == 1
+
+
 def test_charts_have_a_line_for_each_place(tmp_path):
     logs = [read_training(write(tmp_path / name, *records)) for name, records in {
         "a": [epoch("train", 1, loss=4.0), epoch("train", 3, loss=2.0), epoch("test", 1, loss=3.0)],

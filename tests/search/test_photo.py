@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dolg.config import load_cfg
 from dolg.data.decode import ImageError
@@ -16,7 +17,10 @@ from dolg.features.store import FeatureStore
 from dolg.models import build_model
 from dolg.search.arguments import parse_args
 from dolg.search.indexes import build_index
+from dolg.serve import command
 from dolg.serve.command import ask
+from dolg.serve.finder import Found, Result
+from dolg.serve.sheet import write_sheet
 from revisitop import load_ground_truth
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +55,7 @@ def _arguments(monkeypatch, *words: object):
 
 def _given(toy: Path, *changes: object) -> list:
     return ["--image", toy / "jpg" / "3.png", "--cfg", CFG, "--weights", toy / "w.pyth", *changes,
-            "--index", toy / "store",
-            *MODEL]
+            "--index", toy / "store", *MODEL]
 
 
 def _best_first(toy: Path, query: int) -> list[tuple[str, float]]:
@@ -79,8 +82,8 @@ def test_names_scores_and_a_picture(toy, start_command, tmp_path):
     """From another folder, where the picture is written."""
     process = start_command(
         [ROOT / "tools" / "search.py", "query", "--image", toy / "jpg" / "3.png", "--cfg", CFG, "--weights",
-         toy / "w.pyth",
-         "--index", toy / "index", "--top", 6, "--images", toy / "jpg", *MODEL], cwd=tmp_path)
+         toy / "w.pyth", "--index", toy / "index", "--top", 6, "--images", toy / "jpg", *MODEL],
+        cwd=tmp_path)
     output, errors = process.communicate(120)
     assert process.returncode == 0, errors
     lines = output.splitlines()[1:]
@@ -96,8 +99,7 @@ def test_names_scores_and_a_picture(toy, start_command, tmp_path):
 def test_a_box_and_a_reranker(toy, monkeypatch, capsys, tmp_path):
     box = (10, 20, 90, 80)
     ask(_arguments(monkeypatch, *_given(toy, "--box", *box, "--reranker", "alpha", "--images", toy / "jpg",
-                                        "--top", 4, "-o",
-                                        tmp_path / "p.png")))
+                                        "--top", 4, "-o", tmp_path / "p.png")))
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split() for line in lines[:1]] == [["place", "score", "before", "image"]]
     describer = load(CFG, toy / "w.pyth", MODEL)
@@ -132,6 +134,58 @@ def test_images_that_are_not_there(toy, monkeypatch, capsys, tmp_path):
     ask(_arguments(monkeypatch, *_given(toy, "-o", tmp_path / "q.png")))
     assert _tiles(tmp_path / "q.png") == []
     assert "picture: " in capsys.readouterr().out
+
+
+def test_scores_of_the_search_behind_reranked_ones(toy, monkeypatch, capsys, tmp_path):
+    """They stand on another scale: a line in the table tells, and a paler, named score in the picture."""
+    ask(_arguments(monkeypatch, *_given(toy, "--reranker", "alpha", "-o", tmp_path / "p.png"),
+                   "RERANK.TOP_K", "[3]"))
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines[4] == "not reranked, with the scores of the search:"
+    behind = [line.split() for line in lines[5:9]]
+    assert [(cells[1], cells[3]) for cells in behind] == [
+        (f"{score:.4f}", name) for name, score in _best_first(toy, 3)[3:]]
+    picture = cv2.imread(str(tmp_path / "p.png")).astype(int)
+    rule = np.flatnonzero((np.abs(picture - (205, 214, 217)).max(axis=2) < 12).mean(axis=1) > 0.9)[0]
+    inked = (np.abs(picture - (48, 36, 29)).max(axis=2) < 12)[rule:rule + 240]      # the first row's scores
+    counts = [int(inked[:, 48 + 284 * tile:48 + 284 * tile + 264].sum()) for tile in range(5)]
+    assert min(counts[:3]) > 20 and counts[3:] == [0, 0]
+
+
+def test_no_more_is_drawn_than_a_picture_can_hold(toy, tmp_path):
+    """16,383 pixels a side, of WebP."""
+    results = [Result(place, place, f"{place}.png", 0.5, False, 0.5, 0, None) for place in range(1, 401)]
+    found = Found(results, (128, 96), (0, 0, 128, 96), None, "", 0)
+    write_sheet(tmp_path / "p.webp", toy / "jpg" / "3.png", found, "title", 10**6)
+    # 20 rows of 250 pixels, and the photograph above them
+    assert 20 * 250 + 390 < Image.open(tmp_path / "p.webp").height < 22 * 250 + 390
+
+
+def test_the_names_come_before_the_picture(toy, monkeypatch, capsys, tmp_path):
+    """A disk may be full; and the line of the picture says how much of it is there."""
+    drawn = []
+    monkeypatch.setattr(command, "MOST_DRAWN", 3)
+    monkeypatch.setattr(command, "write_sheet", lambda *_: drawn.append(capsys.readouterr().out))
+    ask(_arguments(monkeypatch, *_given(toy, "--top", 4, "-o", tmp_path / "p.png")))
+    assert [line.split()[-1] for line in drawn[0].splitlines()[2:6]] == [
+        name for name, _ in _best_first(toy, 3)[:4]]
+    assert capsys.readouterr().out == f"picture: {tmp_path / 'p.png'} (the first 3 results)\n"
+    ask(_arguments(monkeypatch, *_given(toy, "--top", 3, "-o", tmp_path / "p.png")))
+    assert capsys.readouterr().out == f"picture: {tmp_path / 'p.png'}\n"
+
+
+@pytest.mark.parametrize("name", ["p.png", "../{0}/p.png", "other.png", "link.png"])
+def test_the_photograph_is_not_drawn_over(toy, monkeypatch, tmp_path, name):
+    """By whatever name; told before anything is searched."""
+    photo = tmp_path / "p.png"
+    photo.write_bytes((toy / "jpg" / "3.png").read_bytes())
+    (tmp_path / "other.png").symlink_to(photo)
+    (tmp_path / "link.png").hardlink_to(photo)
+    monkeypatch.setattr(command, "open_finder", lambda *_, **__: pytest.fail("was asked"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="would take the place of the photograph: give another --output"):
+        ask(_arguments(monkeypatch, *_given(toy, "--image", photo, "-o", name.format(tmp_path.name))))
+    assert photo.read_bytes() == (toy / "jpg" / "3.png").read_bytes()
 
 
 @pytest.mark.parametrize("order", [["index", "--query", "store"], ["--query", "store", "index"],
@@ -208,10 +262,9 @@ def test_the_real_photographs_find_their_own(shared, monkeypatch, capsys, tmp_pa
     describer.extract(tmp_path / "store", revisited_sources(data, "minilandmarks", True)["database"])
     for query in (0, len(truth.queries) // 2, len(truth.queries) - 1):
         ask(_arguments(monkeypatch, "--image", folder / "jpg" / f"{truth.queries[query]}.jpg", "--cfg",
-                       configuration, "--weights",
-                       weights, "--box", *truth.boxes[query], "--images", folder / "jpg", "--top", 2, "-o",
-                       tmp_path / "p.jpg",
-                       "--index", tmp_path / "store", *keys))
+                       configuration, "--weights", weights, "--box", *truth.boxes[query], "--images",
+                       folder / "jpg", "--top", 2, "-o", tmp_path / "p.jpg", "--index", tmp_path / "store",
+                       *keys))
         lines = capsys.readouterr().out.splitlines()
         heading = next(number for number, line in enumerate(lines) if line.startswith("place"))
         first = lines[heading + 1].split()[2].removesuffix(".jpg")

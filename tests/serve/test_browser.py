@@ -40,8 +40,7 @@ def served(asked, start_command) -> SimpleNamespace:
     """A server of the finder's database, settings and limits: its address, and `origin` without a slash."""
     process = start_command(
         ["tools/serve.py", "--cfg", asked.cfg, "--weights", asked.weights, "--port", 0, "--max-mb", 1,
-         "--index",
-         asked.database, asked.distractors, "--images", asked.jpg, asked.others, *asked.keys,
+         "--index", asked.database, asked.distractors, "--images", asked.jpg, asked.others, *asked.keys,
          "RERANK.TOP_K", "[6]"],
         env={"OMP_NUM_THREADS": "1"})
     address = _address(process)
@@ -95,7 +94,8 @@ def test_from_a_photo_to_results(page, asked, finder):
     names = _results(page)
     want = finder.find(asked.queries / "0.jpg", _box(page), 8, "spatial")
     assert names == [result.name for result in want.results]
-    scores = [f"{result.score:.4f}" for result in want.results]
+    scores = [f"{'search ' if place > 6 else ''}{result.score:.4f}"
+              for place, result in enumerate(want.results, 1)]
     assert page.locator("#results .score").all_inner_texts() == scores
     assert page.locator("#results .place").all_inner_texts() == [str(place) for place in range(1, 9)]
     moved = [result for result in want.results if result.found_at != result.place]
@@ -105,7 +105,8 @@ def test_from_a_photo_to_results(page, asked, finder):
     assert steps == ["decode", "describe", "search", "rerank", "total"]
     times = [float(text.removesuffix(" ms")) for text in page.locator("#times dd").all_inner_texts()]
     assert min(times) >= 0 and times[-1] == pytest.approx(sum(times[:-1]), abs=2)
-    assert "the first 6 reordered by spatial" in page.inner_text("#status")
+    assert page.inner_text("#status").endswith("the first 6 reordered by spatial, behind them the scores "
+                                               "are the search's")
     page.evaluate("document.querySelectorAll('#results img').forEach(image => image.loading = 'eager')")
     _until(page, IMAGES_SHOWN)
     assert page.locator("#results img").count() == 8
@@ -232,11 +233,12 @@ def test_answers_that_say_no(page, asked):
 
 def test_names_and_images_of_any_kind(page, asked):
     """Names are text, scores may be none, and images may be missing."""
-    entry = {"place": 1, "found_at": 3, "name": "<b>x</b>", "score": None, "similarity": 0.5, "image": None}
+    entry = {"place": 1, "found_at": 3, "name": "<b>x</b>", "score": None, "reranked": True,
+             "similarity": 0.5, "image": None}
     page.route("**/api/search?*", lambda route: route.fulfill(json={
         "results": [entry, {**entry, "image": "/image/12?v=1"}], "size": [9, 9], "region": [0, 0, 9, 9],
-        "described_at": [4, 4],
-        "reranker": "rrt", "reranked": 2, "seconds": {"decode": 0, "describe": 0.0123, "search": 2}}))
+        "described_at": [4, 4], "reranker": "rrt", "reranked": 2,
+        "seconds": {"decode": 0, "describe": 0.0123, "search": 2}}))
     _choose(page, asked.queries / "0.jpg")
     page.click("#search")
     assert _results(page) == ["<b>x</b>"] * 2
@@ -282,8 +284,8 @@ def test_dark_and_light(browser, served, scheme):
         red = int(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0]"))
         assert (red > 200) == (expected == "light")
         for front, back in (("--ink", "--paper"), ("--pale", "--paper"), ("--pale", "--card"),
-                            ("--accent", "--card"),
-                            ("--on-accent", "--accent"), ("--warm", "--card"), ("--ink", "--alert")):
+                            ("--accent", "--card"), ("--on-accent", "--accent"), ("--warm", "--card"),
+                            ("--ink", "--alert")):
             assert _contrast(page, front, back) >= 4.5, (expected, front, back)
         page.click("#theme")
     check_clean(page)

@@ -102,11 +102,11 @@ def test_an_index_finds_what_stores_do(asked, finder, tmp_path, parts):
     other = open_finder(asked.cfg, asked.weights, asked.keys, paths, [asked.jpg, asked.others])
     for query in range(2):
         mine, theirs = (one.find(asked.queries / f"{query}.jpg", top=15).results for one in (other, finder))
-        assert [(one.row, one.name, one.image) for one in mine] == [(one.row, one.name,
-                                                                     one.image) for one in theirs]
+        assert [(one.row, one.name, one.image) for one in mine] == [
+            (one.row, one.name, one.image) for one in theirs]
         np.testing.assert_allclose([one.score for one in mine], [one.score for one in theirs], atol=1e-6)
-    reranked = [one.find(asked.queries / "0.jpg", reranker="superglobal").results for one in (other,
-                                                                                              finder)]
+    reranked = [one.find(asked.queries / "0.jpg", reranker="superglobal").results
+                for one in (other, finder)]
     # The index's finder has a RERANK.TOP_K of 100, the other of 6
     assert [one.row for one in reranked[0]] != [one.row for one in reranked[1]]
 
@@ -155,6 +155,8 @@ def test_places_before_and_images_behind_the_first(asked, finder):
         assert before[result.found_at - 1].row == result.row
         assert before[result.found_at - 1].score == result.similarity
     assert [result.place for result in after] == list(range(1, 16))
+    assert [result.reranked for result in after] == [True] * 6 + [False] * 9
+    assert not any(result.reranked for result in before)
     assert after[6:] == before[6:]
     assert len(finder.rerankers._made["rrt"].known._known) == 1     # of queries before nothing is kept
 
@@ -340,6 +342,15 @@ def test_names_do_not_lead_out_of_a_folder(tmp_path):
     writer.write_chunk(0, np.eye(6, 2, dtype=np.float32), {})
     files = ImageFiles(Database([tmp_path / "store"]), [tmp_path / "in", tmp_path / "in"])
     assert [files.find(row) for row in range(6)] == [None] * 4 + [tmp_path / "in" / "plain.jpg", None]
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    """255 bytes are the most of most file systems."""
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    names = ["x" * 300, "é" * 140 + ".jpg", "y" * 5000 + "/a.jpg", "a.jpg"]
+    StoreWriter(tmp_path / "store", names, 2, 10, {}).write_chunk(0, np.eye(4, 2, dtype=np.float32), {})
+    files = ImageFiles(Database([tmp_path / "store"]), [tmp_path])
+    assert [files.find(row) for row in range(4)] == [None] * 3 + [tmp_path / "a.jpg"]
 
 
 def test_each_store_has_its_folder(asked, tmp_path):

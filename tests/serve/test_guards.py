@@ -13,12 +13,12 @@ from dolg.serve.guards import host_is_ours, is_from_elsewhere, is_loopback
 from dolg.serve.turns import BusyError, Turns
 from dolg.serve.views import Views
 
-LOCAL = ["127.0.0.1", "127.0.0.1:8000", "localhost", "LocalHost:99", "[::1]:8000", "127.8.9.1:1"]
+LOCAL = ["127.0.0.1", "127.0.0.1:8000", "localhost", "LocalHost:99", "[::1]:8000", "127.8.9.1:1",
+         "localhost.", "Localhost.:8000"]
 STRANGE = ["", "evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example",
-           "a@localhost",
-           "localhost/x", "localhost:port", "localhost:99999999", "[::1", "0.0.0.0", "169.254.169.254",
-           "10.0.0.7",
-           "2130706433", "localhost\x00", "localhost?x", "localhost#x", "[::ffff:10.0.0.7]"]
+           "a@localhost", "localhost/x", "localhost:port", "localhost:99999999", "[::1", "0.0.0.0",
+           "169.254.169.254", "10.0.0.7", "2130706433", "localhost\x00", "localhost?x", "localhost#x",
+           "[::ffff:10.0.0.7]", "localhost..", ".localhost", ".", "evil.example."]
 
 
 @pytest.mark.parametrize("header", LOCAL)
@@ -52,6 +52,7 @@ def test_loopback():
     ({"Origin": "http://localhost:8001"}, True), ({"Origin": "http://evil.example"}, True),
     ({"Origin": "null"}, True), ({"Origin": ""}, True),
     ({"Origin": "http://localhost:8000.evil.example"}, True),
+    ({"Origin": "http://[bad"}, True), ({"Origin": "http://[localhost:8000]"}, True),
     ({"Sec-Fetch-Site": "same-origin", "Origin": "https://evil.example"}, True)])
 def test_pages_of_other_sites(headers, elsewhere):
     assert is_from_elsewhere({"Host": "localhost:8000", **headers}) == elsewhere

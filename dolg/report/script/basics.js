@@ -35,5 +35,7 @@ function points(change) {
 }
 
 const score = (value) => Math.abs(value) < 100 ? value.toFixed(3) : value.toFixed(1);
+const scoreText = (value) => value === null ? "no score" : `score ${score(value)}`;
+const counted = (count) => count === 1 ? "1 query" : `${count} queries`;
 const styleOf = (method) => `colour-${method % 7} dash-${Math.floor(method / 7) % 3}`;
-const capital = (word) => word[0].toUpperCase() + word.slice(1);
+const capital = (word) => word.slice(0, 1).toUpperCase() + word.slice(1);

@@ -10,6 +10,12 @@ function curve(query) {
   return details;
 }
 
+/* Whether a method has found a positive, and says where. */
+function hasCurve(query, method) {
+  const places = query.ranks[method][state.protocol];
+  return Boolean(places && places.length && apOf(query, method));
+}
+
 function curveChart(query) {
   const W = 200, H = 160, left = 28, low = 132, wide = 164, high = 124;
   const chart = svg("svg", {viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label":
@@ -27,8 +33,8 @@ function curveChart(query) {
   text.textContent = `recall, % (${capital(data.protocols[state.protocol])})`;
   chart.append(text);
   for (const method of state.shown) {
+    if (!hasCurve(query, method)) continue;
     const places = query.ranks[method][state.protocol], ap = apOf(query, method);
-    if (!places || !places.length || !ap) continue;
     const line = interpolated(places, ap).map(([recall, precision]) =>
       `${(left + wide * recall).toFixed(1)},${(low - high * precision).toFixed(1)}`);
     chart.append(svg("polyline", {class: `series ${styleOf(method)}`, points: line.join(" ")}));

@@ -32,15 +32,15 @@ function update() {
 
 function statusText() {
   const all = data.queries.length;
-  const counted = visible.length === all ? `${all} queries` : `${visible.length} of ${all} queries`;
-  if (state.method === state.against) return counted;
+  const shown = visible.length === all ? counted(all) : `${visible.length} of ${counted(all)}`;
+  if (state.method === state.against) return shown;
   const changes = data.queries.map(changeOf).filter((change) => change !== null);
-  if (!changes.length) return counted;
+  if (!changes.length) return shown;
   const mean = changes.reduce((sum, change) => sum + change, 0) / changes.length;
   const gained = changes.filter((change) => change > SAME).length;
   const lost = changes.filter((change) => change < -SAME).length;
   const same = changes.length - gained - lost;
-  return `${counted}. ${data.methods[state.method].name} against ${data.methods[state.against].name}: `
+  return `${shown}. ${data.methods[state.method].name} against ${data.methods[state.against].name}: `
     + `${points(mean)} points, ${gained} gained, ${lost} lost, ${same} the same`;
 }
 

@@ -25,7 +25,7 @@ const FILTERS = {
   lost: (query) => changeOf(query) !== null && changeOf(query) < -SAME,
   gained: (query) => changeOf(query) !== null && changeOf(query) > SAME,
   nothing: findsNothing,
-  failed: (query) => query.failed.some(Boolean),
+  failed: (query) => query.failed[state.method],
 };
 
 /* Numbers first, as `sign` says, then those that have none; equal ones as in the ground truth. */

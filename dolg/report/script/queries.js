@@ -42,20 +42,31 @@ function fill(query) {
 
 function about(query) {
   const part = make("div", "about");
-  const cut = query.crop !== null && data.cropped;
+  const cut = query.crop !== null && data.cropped[state.method];
   part.append(cut ? photo(query.crop, query.name, `Query ${query.name}, cut to its box`)
                   : photo(query.tile, query.name, `Query ${query.name}`, query.box));
   part.append(make("h3", "name", query.name));
   const counts = Object.entries(query.counts).map(([label, count]) => `${count} ${label}`);
   part.append(make("p", "", counts.join(", ")));
-  if (query.failed.some(Boolean)) part.append(make("p", "down", "its extraction failed: AP is 0"));
+  const failed = failedText(query);
+  if (failed) part.append(make("p", "down", failed));
   if (cut && query.box) {
     const whole = photo(query.tile, query.name, "The whole photograph, its box marked", query.box);
     whole.classList.add("whole");
     part.append(whole);
   }
-  if (query.ranks.some((places) => places.some(Boolean))) part.append(curve(query));
+  if (state.shown.some((method) => hasCurve(query, method))) part.append(curve(query));
   return part;
+}
+
+/* In which methods the query's extraction failed; a query without a positive has no AP. */
+function failedText(query) {
+  const methods = data.methods.filter((_, method) => query.failed[method]);
+  if (!methods.length) return "";
+  const where = methods.length === data.methods.length ? ""
+    : ` in ${methods.map((method) => method.name).join(", ")}`;
+  const scored = query.failed.some((failed, method) => failed && apOf(query, method) !== null);
+  return `its extraction failed${where}${scored ? ": AP is 0" : ""}`;
 }
 
 function results(query) {
@@ -142,13 +153,13 @@ function tile(strip, at, wide) {
   button.dataset.place = place;
   if (state.matches && state.matches.has(image)) button.classList.add("found");
   const kind = distractors.has(image) ? `${label}, distractor` : label;
-  const number = score(hits.scores[place]);
-  button.setAttribute("aria-label", `Result ${place + 1}, ${kind}, score ${number}: ${name}`);
+  const value = hits.scores[place];
+  button.setAttribute("aria-label", `Result ${place + 1}, ${kind}, ${scoreText(value)}: ${name}`);
   const frame = make("div", "frame");
   frame.append(picture(data.images.tiles[image], name, ""));
   const line = make("div", "line");
   line.append(make("span", "label", `${sign} ${label}`), make("span", "", place + 1));
-  const text = make("div", "name", `${number} ${name}`);
+  const text = make("div", "name", `${value === null ? "no score" : score(value)} ${name}`);
   button.append(frame, line, text);
   item.append(button);
   return item;

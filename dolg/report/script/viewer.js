@@ -23,7 +23,7 @@ function view(query, method, at) {
   holder.append(frame);
   const kind = distractors.has(image) ? "Distractor" : "Image";
   $("viewer-result").replaceChildren(holder, caption(kind, name));
-  $("viewer-facts").textContent = `score ${score(hits.scores[place])}${elsewhere(query, method, image)}`;
+  $("viewer-facts").textContent = `${scoreText(hits.scores[place])}${elsewhere(query, method, image)}`;
   $("before").disabled = viewed.at === 0;
   $("after").disabled = viewed.at === places.length - 1;
   if (!viewer.open) viewer.showModal();

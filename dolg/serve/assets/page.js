@@ -129,6 +129,7 @@ function show(found) {
   const parts = [`${results.length} results for ${whole ? "all of the photo" : `the box of ${x2 - x1} x ${y2 - y1} pixels`}`];
   if (found.described_at) parts.push(`seen at ${found.described_at.join(" x ")} pixels`);
   if (found.reranker) parts.push(`the first ${found.reranked} reordered by ${found.reranker}`);
+  if (found.reranker && results.some(result => !result.reranked)) parts.push("behind them the scores are the search's");
   $("status").textContent = parts.join(", ");
   $("empty").hidden = true;
   showTimes(found.seconds);
@@ -170,7 +171,8 @@ function card(result, at, reranked) {
     open.append(make("span", "no image", "none"));
     open.disabled = true;
   }
-  line.append(make("span", result.place, "place"), make("span", score, "score"));
+  line.append(make("span", result.place, "place"), 
+    result.reranked || !reranked ? make("span", score, "score") : make("span", `search ${score}`, "score searched"));
   if (reranked && result.found_at !== result.place) {
     const up = result.found_at > result.place, moved = make("span", `${up ? "▲" : "▼"} was ${result.found_at}`, "moved");
     moved.title = `the search alone had it at place ${result.found_at}, similarity ${result.similarity.toFixed(4)}`;
