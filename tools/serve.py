@@ -1,10 +1,10 @@
 """A page on this machine: drop a photograph, draw a box, see what the database has of it."""
 import argparse
 
-from dolg.core.cli import run
+from dolg.core.cli import parse_with_keys, run
 from dolg.errors import UserError
 from dolg.serve.app import build_app
-from dolg.serve.arguments import parse_with_keys, without_keys
+from dolg.serve.arguments import without_keys
 from dolg.serve.finder import open_finder
 from dolg.serve.photo import Limits
 from dolg.serve.server import serve

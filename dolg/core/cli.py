@@ -1,5 +1,6 @@
 """What every command has in common: --cfg FILE [KEY VALUE ...], and one line per mistake."""
 import argparse
+import re
 import sys
 from collections.abc import Callable
 
@@ -26,7 +27,7 @@ def parse_with_keys(parser: argparse.ArgumentParser) -> argparse.Namespace:
                         help="keys to change, such as OPTIM.BASE_LR 0.05; all are in dolg/config.py")
     # Where options stand between them, argparse leaves arguments without a name over
     args, left_over = parser.parse_known_args()
-    strange = [word for word in left_over if word.startswith("--")]
+    strange = [word for word in left_over if re.match("--?[a-zA-Z]", word)]
     if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     args.opts += left_over

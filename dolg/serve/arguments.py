@@ -1,22 +1,8 @@
 """What the commands that ask a database have in common on their command line."""
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from dolg.config import get_cfg
-
-
-def parse_with_keys(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """What the command line asks for; KEY VALUE may stand anywhere, and are in `opts`."""
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE",
-                        help="keys to change, such as INFER.LOCAL True; all are in dolg/config.py")
-    # Where options stand between them, argparse leaves arguments without a name over
-    args, left_over = parser.parse_known_args()
-    strange = [word for word in left_over if word.startswith("-")]
-    if strange:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
-    args.opts += left_over
-    return args
 
 
 def without_keys(*lists: Sequence[str]) -> tuple[list[list[Path]], list[str]]:

@@ -26,5 +26,5 @@ def test_keys_may_stand_anywhere(monkeypatch, words):
 
 def test_an_unknown_option_is_no_key(monkeypatch, capsys):
     with pytest.raises(SystemExit):
-        parsed(monkeypatch, "--cfg", "a.yaml", "KEY", "1", "--method", "x", "--gpus", "8")
-    assert "unrecognized arguments: --gpus" in capsys.readouterr().err
+        parsed(monkeypatch, "--cfg", "a.yaml", "KEY", "1", "--method", "x", "--gpus", "8", "-o", "x")
+    assert "unrecognized arguments: --gpus -o" in capsys.readouterr().err
