@@ -31,7 +31,8 @@ set_up() {
         say "requirements are installed already"
     else
         say "installing requirements (PyTorch with its CUDA libraries: 5 GB, a minute or more)"
-        python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+        # Python compiles what it imports; pip would compile all of it, for most of a minute
+        python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt \
             "pytest>=8" "pytest-xdist>=3" "playwright>=1.49" "nbclient>=0.10" "ipykernel>=6" \
             "pytorch-metric-learning>=2.0" "h5py>=3" "protobuf>=4" "scikit-learn>=1.5" \
             "onnx>=1.17" "onnxscript>=0.3" "onnxruntime>=1.20"

@@ -73,6 +73,9 @@ EXEMPT = {
     "scripts/test.sh": "it is what runs this test",
 }
 
+# Pages whose Python code another test runs, which also looks at what comes out
+PYTHON_ELSEWHERE = {"docs/python.md": "tests/python/test_page.py"}
+
 # What a page takes for granted: commands that ran before it, variables that its reader has set, names that
 # its Python code has
 EXTRACT = """

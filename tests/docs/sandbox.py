@@ -142,6 +142,8 @@ class Sandbox:
 
     def _python_block(self, block: Block) -> str:
         """The command of a block of Python, in which lines keep the numbers that they have on the page."""
+        if str(self.page) in miniature.PYTHON_ELSEWHERE:
+            return ":"
         file = self._scripts / f"{self.page.path.name}-{block.line}.py"
         code = re.sub(miniature.LAST_EPOCH, miniature.ONLY_EPOCH, block.code)
         before = miniature.PREAMBLES.get(str(self.page), "")

@@ -3,6 +3,7 @@ entry of the table by which commands are made small."""
 import ast
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -155,3 +156,8 @@ def _all_options() -> frozenset[str]:
     commands = [str(path.relative_to(ROOT)) for folder in ("tools", "revisitop", "benchmarks")
                 for path in (ROOT / folder).glob("*.py")]
     return frozenset().union(*map(_options, commands), miniature.OTHER_OPTIONS)
+
+
+def test_pages_are_run_where_the_table_says():
+    for page, test in miniature.PYTHON_ELSEWHERE.items():
+        assert (ROOT / page).is_file() and Path(page).name in (ROOT / test).read_text()

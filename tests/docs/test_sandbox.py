@@ -46,7 +46,7 @@ echo "$UNSET"
 """
 # The lines of the faults, and what is said there
 SAID = {7: "no configuration file", 8: "did you mean 'TRAIN.BATCH_SIZE'",
-        9: "arguments are required: --cfg",
+        9: "unrecognized arguments: --sizes",
         11: "TRAIN.BATCH_SIZE: command not found", 12: "FileNotFoundError|No such file", 13: "No such file",
         15: "infor", 18: "nothing", 30: "line 31.*ValueError: of the page"}
 
