@@ -1,6 +1,16 @@
 #!/usr/bin/env bash
 # Set up and run all tests: bash scripts/test.sh [PYTEST ARGUMENTS ...]
 set -euo pipefail
+
+# The pages are tested in a browser, which comes while pip is at work; Playwright's own is a download from
+# elsewhere
+get_browser() {
+    command -v chromium || { [ "$(id -u)" = 0 ] && apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
+}
+get_browser >/dev/null 2>&1 &
+CHROMIUM=$!
+
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 # Optional packages whose tests are skipped where they cannot be had: asmk asks for a C compiler, and
@@ -11,12 +21,7 @@ for PACKAGE in "asmk --no-deps" "pydegensac --only-binary=:all:"; do
         say "going on without ${PACKAGE%% *}: its tests are skipped"
 done
 
-# The pages are tested in a browser; Playwright's own is a download from elsewhere
-if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "installing Chromium"
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 ||
-        say "going on without Chromium: the tests of pages in a browser are skipped"
-fi
+wait "$CHROMIUM" || say "going on without Chromium: the tests of pages in a browser are skipped"
 
 # Two test files at a time with a thread each: processes that all start threads for all cores wait
 # for one another
