@@ -49,7 +49,7 @@ def matches(args: argparse.Namespace) -> Figure:
     boxes = _boxes(args.box, 2)
     if args.store:
         cfg = load_cfg(args.cfg, args.opts)
-        photos, places = _stored_pair(args, boxes)
+        photos, places = _stored_pair(args, boxes, cfg.INFER.MAX_PIXELS)
     else:
         describer = load(args.cfg, args.weights, [*args.opts, "INFER.LOCAL", "True"])
         cfg = describer.cfg
@@ -64,7 +64,7 @@ def rrt(args: argparse.Namespace) -> Figure:
     """What a reranking transformer attends to in two images of stores."""
     weights = ["RERANK.RRT.WEIGHTS", args.weights] if args.weights else []
     cfg = load_cfg(args.cfg, [*args.opts, *weights])
-    photos, places = _stored_pair(args, _boxes(args.box, 2))
+    photos, places = _stored_pair(args, _boxes(args.box, 2), cfg.INFER.MAX_PIXELS)
     return draw_attended(*photos, attend_pair(cfg, *places[0], *places[1]), args.layer)
 
 
@@ -90,8 +90,8 @@ def embedding(args: argparse.Namespace) -> Figure:
                           args.size if files else 0.0, args.seed)
 
 
-def _stored_pair(args: argparse.Namespace,
-                 boxes: Sequence[Box | None]) -> tuple[list[Photograph], list[Place]]:
+def _stored_pair(args: argparse.Namespace, boxes: Sequence[Box | None],
+                 max_pixels: int) -> tuple[list[Photograph], list[Place]]:
     """The photographs of --pair, and their rows in --store."""
     if len(args.store) > 2:
         raise UserError(f"--store names {len(args.store)} stores: give one, or the query's and the "
@@ -101,7 +101,9 @@ def _stored_pair(args: argparse.Namespace,
     stores = [FeatureStore(path) for path in args.store]
     places = [(StoredImages([store]), _row(store, name))
               for store, name in zip((stores[0], stores[-1]), args.pair)]
-    return [_stored_photograph(args.images, name, box) for name, box in zip(args.pair, boxes)], places
+    photos = [_stored_photograph(args.images, name, box, max_pixels)
+              for name, box in zip(args.pair, boxes)]
+    return photos, places
 
 
 def _row(store: FeatureStore, name: str) -> int:
@@ -110,11 +112,12 @@ def _row(store: FeatureStore, name: str) -> int:
     return store.names.index(name)
 
 
-def _stored_photograph(folders: Sequence[Path], name: str, box: Box | None) -> Photograph:
+def _stored_photograph(folders: Sequence[Path], name: str, box: Box | None,
+                       max_pixels: int) -> Photograph:
     file = find_photograph(folders, name)
     if file is None:
         raise UserError(f"--images: no file of the image '{name}' under {', '.join(map(str, folders))}")
-    return open_photograph(file, box, name)
+    return open_photograph(file, box, name, max_pixels)
 
 
 def _boxes(boxes: Sequence[Sequence[float]], images: int) -> list[Box | None]:

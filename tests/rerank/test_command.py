@@ -199,3 +199,5 @@ def test_two_processes_do_what_one_does(toy, torchrun, tmp_path):
     one = rerank(load_cfg(CFG, [*toy, "RERANK.SPATIAL.MATCHING", "mutual", "RERANK.OUT_DIR",
                                 str(tmp_path / "one")]))["spatial_top100"]
     assert two["protocols"] == one["protocols"] and two["protocol"] == one["protocol"]
+    lists = [(tmp_path / folder / "spatial_top100.csv").read_text() for folder in ("out", "one")]
+    assert lists[0] == lists[1] and lists[0].count("\n") > QUERIES
