@@ -161,6 +161,11 @@ class Chunk:
         return [(self.names[row], str(reasons.get(str(row), "no reason given")))
                 for row in np.flatnonzero(self.status)]
 
+    def warnings(self) -> list[tuple[str, str]]:
+        """Name and what is to be said of each image that was described all the same, such as a cut file."""
+        return [(self.names[int(row)], str(reason))
+                for row, reason in (self._images.get("warnings") or {}).items()]
+
 
 class Store:
     """A finished store, for reading. Opening it reads the manifest and looks for the chunks.
@@ -205,6 +210,10 @@ class Store:
     def errors(self) -> list[tuple[str, str]]:
         """Name and reason of each image that failed, in order."""
         return [error for index in range(self.num_chunks) for error in self.chunk(index).errors()]
+
+    def warnings(self) -> list[tuple[str, str]]:
+        """Name and what is to be said of each image that was described all the same, in order."""
+        return [warning for index in range(self.num_chunks) for warning in self.chunk(index).warnings()]
 
     def rows(self, wanted: np.ndarray) -> np.ndarray:
         """The descriptors (len(wanted), D), float32, of some rows.

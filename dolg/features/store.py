@@ -4,7 +4,10 @@
     chunk-000000.safetensors    images 0 .. chunk_size - 1 of the list
         global   float32 (n,D)  descriptors; NaN where the image failed
         status   uint8 (n,)     0: fine, 1: failed
+        stamps   int64 (n,2)    size in bytes and time of change in ns of each image file, -1 where unknown;
+                                older stores have none
         metadata "images"       JSON {"names": [...], "errors": {"row": "reason"},
+                                "warnings": {"row": "reason"} (absent where there are none),
                                 "digest": SHA-256 of all tensors' bytes, by name}
       and with local features, image after image, the highest attention first:
         local_offsets      int64 (n+1,)     image i's are local_offsets[i] .. local_offsets[i + 1] - 1
@@ -19,9 +22,10 @@ Image i lies in chunk i // chunk_size, row i % chunk_size, whoever computed it.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from safetensors import SafetensorError
@@ -232,8 +236,13 @@ class StoreWriter:
         return len(self.names) - missing
 
     def write_chunk(self, index: int, descriptors: np.ndarray, errors: dict[int, str],
-                    local: LocalTable | None = None) -> None:
-        """Write a chunk's descriptors (n,D); `errors` gives the reason for each failed row."""
+                    local: LocalTable | None = None, warnings: Mapping[int, str] = MappingProxyType({}),
+                    stamps: np.ndarray | None = None) -> None:
+        """Write a chunk's descriptors (n,D).
+
+        `errors` gives the reason for each failed row, `warnings` what is to be said of some rows that were
+        described all the same; `stamps` (n,2) int64 are the files' sizes and times.
+        """
         self.create()
         rows = self.rows(index)
         assert descriptors.shape == (len(rows), self.dim), (descriptors.shape, len(rows), self.dim)
@@ -242,12 +251,15 @@ class StoreWriter:
         for row in errors:
             table[row], status[row] = np.nan, FAILED
         tensors = {"global": table, "status": status}
+        if stamps is not None:
+            tensors["stamps"] = stamps.astype(np.int64)
         if local is not None:
             tensors.update(_local_tensors(local, self.local_dtype))
         # safetensors writes the memory that a view is of
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         images = {"names": [self.names[i] for i in rows],
                   "errors": {str(row): errors[row] for row in sorted(errors)},
+                  **({"warnings": {str(row): warnings[row] for row in sorted(warnings)}} if warnings else {}),
                   "digest": _digest(tensors)}
         # One metadata entry: safetensors writes several in no fixed order, and equal chunks
         # are to be equal files
