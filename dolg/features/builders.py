@@ -1,5 +1,4 @@
 """From a configuration to an extractor with its weights, and what a store records of how it was made."""
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -21,6 +20,7 @@ from dolg.files import file_digest
 from dolg.models import build_model
 from dolg.models.folding import fold_norms
 from dolg.search.whitening import Whitening
+from revisitop.settings import config_digest
 
 
 def build_extractor(cfg) -> tuple[Extractor, dict]:
@@ -81,10 +81,10 @@ def _settings(cfg) -> dict:
     if cfg.MODEL.POOLING == "gem":              # stores from before there was a choice stay valid
         aside.add("POOLING")
     sections["MODEL"] = {key: value for key, value in sections["MODEL"].items() if key not in aside}
-    text = json.dumps(sections, sort_keys=True)
+    config = json.loads(json.dumps(sections))       # as a manifest gives it back
     settings = {"scales": cfg.INFER.SCALES, "precision": cfg.PRECISION,
                 "model": f"{cfg.MODEL.ARCH} on {cfg.TIMM.NAME or f'ResNet-{cfg.MODEL.DEPTH}'}",
-                "config_digest": hashlib.sha256(text.encode()).hexdigest()}
+                "config_digest": config_digest(config), "config": config}
     if cfg.INFER.SCALE_POOLING != "mean":       # stores from before there was a choice stay valid
         settings["scale_pooling"] = cfg.INFER.SCALE_POOLING
     if cfg.INFER.WHITENING:

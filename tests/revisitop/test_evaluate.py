@@ -164,7 +164,7 @@ class _Evil:
     (lambda toy: (toy["database"] / "chunk-000001.safetensors").write_bytes(b""),
      "cannot be read"),
     (lambda toy: (toy["database"] / "chunk-000001.safetensors").write_bytes(b"\xff" * 64),
-     "no safetensors file"),
+     "not a safetensors file"),
     (lambda toy: (toy["query"] / "manifest.json").write_text("{"), "is not JSON"),
     (lambda toy: shutil.rmtree(toy["query"]), "is not a feature store"),
     (lambda toy: _edit_manifest(toy["query"], weights_digest="a") or _edit_manifest(
