@@ -40,9 +40,8 @@ def open_stores(args: argparse.Namespace) -> list[Store]:
 
 def evaluate(args: argparse.Namespace, **how: object) -> dict:
     """The result that the arguments ask for; `how` goes to `count_ranks`."""
-    query, database, *distractors = open_stores(args)
-    return evaluate_stores(load_ground_truth(args.gnd), query, database, distractors,
-                           double=args.double, **how)
+    ground_truth, (query, database, *distractors) = load_ground_truth(args.gnd), open_stores(args)
+    return evaluate_stores(ground_truth, query, database, distractors, double=args.double, **how)
 
 
 def files_of(args: argparse.Namespace) -> dict:

@@ -212,8 +212,8 @@ def check_made_alike(stores: Sequence[Store], local: bool = False) -> None:
 
 
 def warn_unrecorded(stores: Sequence[Store]) -> None:
-    """Of several stores, name on stderr those that do not record what made them, such as imported ones."""
-    for store in stores if len(stores) > 1 else ():
+    """Name on stderr the stores that do not record what made them, such as imported ones."""
+    for store in stores:
         if not is_recorded(store.manifest):
             print(f"WARNING: {store.path} does not record what made its descriptors: whether they may be "
                   "compared with others is not checked", file=sys.stderr)

@@ -44,6 +44,8 @@ _LONGEST_MANIFEST = 2**24
 _MOST = 2**48
 # How the "images" of a sealed chunk begin, and the file up to the seal, after the header's length
 _SEALED = re.compile(r'\{"seal": "([0-9a-f]{64})", "store": "([0-9a-f]{64})", "index": (\d{1,18}), ')
+# Of these a changed bit takes one away
+_MARKS = ('"seal": "', '"store": "', '"index": ')
 _BEFORE_SEAL = b'{"__metadata__":{"images":"{\\"seal\\": \\"'
 _SEAL = slice(8 + len(_BEFORE_SEAL), 8 + len(_BEFORE_SEAL) + 64)
 NO_SEAL = 64 * "0"
@@ -92,17 +94,18 @@ class Chunk:
             if not stat.S_ISREG(about.st_mode):
                 raise StoreError(f"{file} cannot be read: it is not a regular file")
             self._size = about.st_size
-            self._start, self._header = self._read_header(of)
+            content, self._header = self._read_header()
+            self._start, self.is_sealed = len(content), self._check_seal(content, of)
         except OSError as error:
             raise StoreError(f"{file} cannot be read: {error}") from None
         self._check_layout()
         self._global = self._place("global", ("F32", "F16"), (rows, dim))
         self._status = self._place("status", ("U8",), (rows,))
-        self._sums = self._place("sums", ("U32",), (rows,)) if "sums" in self._header else None
+        self._sums = self._place("sums", ("U32",), (rows,)) if self.is_sealed else None
         self.shape = (rows, dim)
 
-    def _read_header(self, of: tuple[str, int] | None) -> tuple[int, dict]:
-        """Where the data begin, and what the file says is in them."""
+    def _read_header(self) -> tuple[bytes, dict]:
+        """What is before the data, and what it says is in them."""
         content = os.pread(self._handle, _MOST_HEADERS, 0)
         if not content:
             raise StoreError(f"{self.file} cannot be read: it is empty")
@@ -121,21 +124,22 @@ class Chunk:
                 f"{self.file} is not a safetensors file: its header is not JSON") from None
         if not isinstance(header, dict):
             raise StoreError(f"{self.file} is not a safetensors file: its header is not a table")
-        self._check_seal(content, header, of)
-        return start, header
+        return content, header
 
-    def _check_seal(self, content: bytes, header: dict, of: tuple[str, int] | None) -> None:
-        """Raise StoreError for a header that is not as it was written, or is of another store."""
-        metadata = header.get("__metadata__")
+    def _check_seal(self, content: bytes, of: tuple[str, int] | None) -> bool:
+        """Whether the file is sealed. Raises StoreError for a header that is not as it was written, or is of
+        another store."""
+        metadata = self._header.get("__metadata__")
         images = metadata.get("images") if isinstance(metadata, dict) else None
-        found = _SEALED.match(images) if isinstance(images, str) else None
-        if not found and "sums" not in header:
-            return      # from before chunks were sealed
+        images = images if isinstance(images, str) else ""
+        found = _SEALED.match(images)
+        if not found and not any(mark in images for mark in _MARKS):
+            return False        # from before chunks were sealed
         if not found or content[_SEAL] != _seal_of(content):
             raise StoreError(f"{self.file} is damaged: its header is not as it was written; delete it and "
                              "extract again")
         if of is None:
-            return
+            return True
         store, index = found[2], int(found[3])
         if store != of[0]:
             raise StoreError(f"{self.file} is of another store, or the manifest was changed: it was not "
@@ -144,6 +148,7 @@ class Chunk:
         if index != of[1]:
             raise StoreError(f"{self.file} is chunk {index} of this store, and in the place of chunk "
                              f"{of[1]}; delete it and extract again")
+        return True
 
     def _check_layout(self) -> None:
         """Raise StoreError unless the tensors fill the file, one after another."""
