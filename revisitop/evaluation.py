@@ -22,7 +22,7 @@ NOT_RECORDED = {"format", "version", "chunk_size"}
 # Descriptors of other lengths than 1 by more than this are told of; float16 needs so much
 _LENGTH_TOLERANCE = 1e-3
 # Of each store: chunks whose descriptors' lengths are looked at, and rows of each
-_SAMPLED_CHUNKS, _SAMPLED_ROWS = 64, 1024
+_SAMPLED_CHUNKS, _SAMPLED_ROWS = 16, 1024
 
 
 def evaluate_stores(
@@ -241,12 +241,14 @@ def lengths_of(stores: Sequence[Store]) -> dict:
     0 nor 1): numbers, "shortest", "longest": lengths but for zeros, None without any}."""
     found = [np.empty(0, np.float32)]
     for store in stores:
-        for index in np.unique(np.linspace(0, max(0, store.num_chunks - 1), _SAMPLED_CHUNKS, dtype=int)):
-            if store.num_chunks:
-                chunk = store.chunk(int(index))
-                rows = slice(None, None, -(-chunk.shape[0] // _SAMPLED_ROWS))
-                part = chunk.descriptors[rows][chunk.status[rows] == 0].astype(np.float32)
-                found.append(np.sqrt(np.einsum("nd,nd->n", part, part)))
+        rows = min(store.chunk_size, store.count, _SAMPLED_ROWS)
+        table, status = np.empty((rows, store.dim), np.float32), np.empty(rows, np.uint8)
+        for index in sorted({k * store.num_chunks // _SAMPLED_CHUNKS for k in range(_SAMPLED_CHUNKS)}):
+            if index < store.num_chunks:
+                chunk = store.chunk(index)
+                part, of_part = table[:chunk.shape[0]], status[:chunk.shape[0]]
+                chunk.read(0, part, of_part)
+                found.append(np.sqrt(np.einsum("nd,nd->n", part, part))[of_part == 0])
     lengths = np.concatenate(found)
     lengths, checked = lengths[lengths > 0], len(lengths)
     other = np.abs(lengths - 1) > _LENGTH_TOLERANCE

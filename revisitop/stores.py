@@ -79,12 +79,12 @@ def _seal_of(header: bytes) -> bytes:
 class Chunk:
     """One file of a store: nothing but its header is read before it is used, and then mapped.
 
-    file: its path; rows, dim: the shape that `global` must have; of: the store (`settings_digest`) and the
+    file: its path; rows, dim: the shape that `global` must have, None: as many rows as it has; of: the store (`settings_digest`) and the
     place in it that it must be of, if it says any. Raises StoreError for a file that is damaged, cut off,
     of another shape or another store.
     """
 
-    def __init__(self, file: str, rows: int, dim: int, of: tuple[str, int] | None = None):
+    def __init__(self, file: str, rows: int | None, dim: int, of: tuple[str, int] | None = None):
         self.file = file
         try:
             # A Python file would take longer to open than a chunk to read; a pipe would wait for ever
@@ -99,6 +99,9 @@ class Chunk:
         except OSError as error:
             raise StoreError(f"{file} cannot be read: {error}") from None
         self._check_layout()
+        if rows is None:
+            shape = self._header.get("status", {}).get("shape")
+            rows = shape[0] if isinstance(shape, list) and shape else 0
         self._global = self._place("global", ("F32", "F16"), (rows, dim))
         self._status = self._place("status", ("U8",), (rows,))
         self._sums = self._place("sums", ("U32",), (rows,)) if self.is_sealed else None
@@ -129,11 +132,8 @@ class Chunk:
     def _check_seal(self, content: bytes, of: tuple[str, int] | None) -> bool:
         """Whether the file is sealed. Raises StoreError for a header that is not as it was written, or is of
         another store."""
-        metadata = self._header.get("__metadata__")
-        images = metadata.get("images") if isinstance(metadata, dict) else None
-        images = images if isinstance(images, str) else ""
-        found = _SEALED.match(images)
-        if not found and not any(mark in images for mark in _MARKS):
+        found = _SEALED.match(self._text)
+        if not found and not any(mark in self._text for mark in _MARKS):
             return False        # from before chunks were sealed
         if not found or content[_SEAL] != _seal_of(content):
             raise StoreError(f"{self.file} is damaged: its header is not as it was written; delete it and "
@@ -152,6 +152,10 @@ class Chunk:
 
     def _check_layout(self) -> None:
         """Raise StoreError unless the tensors fill the file, one after another."""
+        if self.is_sealed:      # the header is as it was written
+            ends = [entry["data_offsets"][1] for name, entry in self._header.items() if name != "__metadata__"]
+            if max(ends) == self._size - self._start:
+                return
         try:
             spans = sorted((*entry["data_offsets"], name) for name, entry in self._header.items()
                            if name != "__metadata__")
@@ -173,6 +177,13 @@ class Chunk:
             raise StoreError(f"{self.file} is damaged: {available - end} bytes follow its tensors; delete "
                              "it and extract again")
 
+    @property
+    def _text(self) -> str:
+        """What the file says of its images, in JSON."""
+        metadata = self._header.get("__metadata__")
+        images = metadata.get("images") if isinstance(metadata, dict) else None
+        return images if isinstance(images, str) else ""
+
     @cached_property
     def _bytes(self) -> mmap.mmap:
         try:
@@ -185,29 +196,36 @@ class Chunk:
         """(n,D), mapped and read-only; NaN where an image failed."""
         return self._mapped(*self._global, self.shape)
 
-    @property
+    @cached_property
     def status(self) -> np.ndarray:
-        """(n,) uint8, 0 where the image is fine."""
-        return self._mapped(*self._status, self.shape[:1])
+        """(n,) uint8, read-only, 0 where the image is fine."""
+        return self._read(self._status, self.shape[:1])
+
+    @cached_property
+    def _written_sums(self) -> np.ndarray:
+        return self._read(self._sums, self.shape[:1])
 
     def read(self, first: int, descriptors: np.ndarray, status: np.ndarray) -> None:
         """Copy the rows from `first` on to `descriptors` (n,D) and `status` (n,), contiguous; for
         reading once this is faster than the mapping. Raises StoreError for rows that are damaged."""
-        stored = self._global[1]
+        (place, stored), rows = self._global, slice(first, first + len(status))
         source = descriptors if stored == descriptors.dtype else np.empty(descriptors.shape, stored)
-        self._read(self._global, first, source)
-        self._read(self._status, first, status)
-        if self._sums:
-            sums = np.empty(len(status), self._sums[1])
-            self._read(self._sums, first, sums)
-            self._compare_sums(source, status, sums)
+        self._read_into(source, place + first * stored.itemsize * self.shape[1])
+        status[:] = self.status[rows]
+        self._check_rows(source, rows)
         if source is not descriptors:
             descriptors[:] = source
 
-    def _read(self, place: tuple[int, np.dtype], first: int, out: np.ndarray) -> None:
-        start = place[0] + first * out.itemsize * math.prod(out.shape[1:])
+    def _read(self, place: tuple[int, np.dtype], shape: tuple[int, ...]) -> np.ndarray:
+        """A small tensor as a whole, for which a mapping would take longer."""
+        out = np.empty(shape, place[1])
+        self._read_into(out, place[0])
+        out.flags.writeable = False
+        return out
+
+    def _read_into(self, out: np.ndarray, place: int) -> None:
         try:
-            count = os.preadv(self._handle, [memoryview(out).cast("B")], start) if out.size else 0
+            count = os.preadv(self._handle, [memoryview(out).cast("B")], place) if out.size else 0
         except OSError as error:
             raise StoreError(f"{self.file} cannot be read: {error}") from None
         if count != out.nbytes:
@@ -215,12 +233,13 @@ class Chunk:
 
     def check(self, rows: np.ndarray | slice = slice(None)) -> None:
         """Raise StoreError where the descriptor or the status of a row is not what was written."""
-        if self._sums:
-            sums = self._mapped(*self._sums, self.shape[:1])
-            self._compare_sums(self.descriptors[rows], self.status[rows], sums[rows])
+        if self.is_sealed:
+            self._check_rows(self.descriptors[rows], rows)
 
-    def _compare_sums(self, descriptors: np.ndarray, status: np.ndarray, sums: np.ndarray) -> None:
-        damaged = row_sums(descriptors, status) != sums
+    def _check_rows(self, descriptors: np.ndarray, rows: np.ndarray | slice) -> None:
+        if not self.is_sealed:
+            return
+        damaged = row_sums(descriptors, self.status[rows]) != self._written_sums[rows]
         if damaged.any():
             raise StoreError(f"{self.file} is damaged: {np.count_nonzero(damaged)} of {len(damaged)} rows "
                              "read have other bits than when they were written; delete it and extract again")
@@ -252,7 +271,7 @@ class Chunk:
     @cached_property
     def _images(self) -> dict:
         try:
-            images = json.loads(self._header["__metadata__"]["images"])
+            images = json.loads(self._text)
             count = self.shape[0]
             well_formed = (isinstance(images["names"], list) and len(images["names"]) == count
                            and all(isinstance(name, str) for name in images["names"])
@@ -275,12 +294,16 @@ class Chunk:
 
     def errors(self) -> list[tuple[str, str]]:
         """Name and reason of each image that failed."""
+        if not self.status.any():
+            return []
         reasons = self._images.get("errors") or {}
         return [(self.names[row], str(reasons.get(str(row), "no reason given")))
                 for row in np.flatnonzero(self.status)]
 
     def warnings(self) -> list[tuple[str, str]]:
         """Name and what is to be said of each image that was described all the same, such as a cut file."""
+        if '"warnings": ' not in self._text:      # nearly always; to parse all names takes longer
+            return []
         return [(self.names[int(row)], str(reason))
                 for row, reason in (self._images.get("warnings") or {}).items()]
 

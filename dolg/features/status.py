@@ -27,7 +27,7 @@ def describe_store(path: Path) -> str:
         file, rows = path / chunk_name(index), min(size, count - index * size)
         done, disk = done + rows, disk + file.stat().st_size
         try:
-            chunk = Chunk(str(file), rows, dim, digest and (digest, index))
+            chunk = Chunk(str(file), rows, dim, (digest, index) if digest else None)
             chunk.check()
             failed += chunk.errors()
             warned += chunk.warnings()

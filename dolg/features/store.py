@@ -39,7 +39,8 @@ import revisitop.stores
 from dolg.errors import UserError
 from dolg.files import write_atomically
 from revisitop.settings import config_digest, settings_digest
-from revisitop.stores import NO_SEAL, StoreError, read_manifest, row_sums, sealed
+from revisitop.stores import (
+    NO_SEAL, Chunk, StoreError, present_chunks, read_manifest, row_sums, sealed)
 
 FORMAT, VERSION = "dolg-feature-store", 1
 FAILED = 1
@@ -200,7 +201,8 @@ class StoreWriter:
         provenance: what made the descriptors (settings, digests), recorded in the manifest; its "data"
             is what is known of the images' data set.
 
-    Raises UserError where `path` holds a store of other images or settings, naming them.
+    Raises UserError where `path` holds a store of other images or settings, naming them, or a chunk that is
+    damaged or of another store.
     """
 
     def __init__(self, path: str | Path, names: Sequence[str], dim: int, chunk_size: int,
@@ -215,6 +217,7 @@ class StoreWriter:
         self.manifest = json.loads(json.dumps(manifest))
         self._file = self.path / "manifest.json"
         self._check_same()
+        self._check_chunks()
 
     def create(self) -> None:
         """Make the folder and its manifest, if they are not there."""
@@ -264,11 +267,12 @@ class StoreWriter:
         table, status = np.array(descriptors, np.float32), np.zeros(len(rows), np.uint8)
         for row in errors:
             table[row], status[row] = np.nan, FAILED
-        tensors = {"global": table, "status": status, "sums": row_sums(table, status)}
+        tensors = {"global": table, "status": status}
         if stamps is not None:
             tensors["stamps"] = stamps.astype(np.int64)
         if local is not None:
             tensors.update(_local_tensors(local, self.local_dtype))
+        tensors["sums"] = row_sums(tensors["global"], tensors["status"])
         # safetensors writes the memory that a view is of
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         store = settings_digest(read_manifest(self.path), self.names[0])
@@ -305,6 +309,17 @@ class StoreWriter:
         if changed:
             raise UserError(f"{file.parent} was made by other settings: {'; '.join(changed)}. "
                             "Give another INFER.OUT_DIR, or delete that folder")
+
+    def _check_chunks(self) -> None:
+        """Raise UserError for a chunk that is there and could not be read as one of this store."""
+        if not self._file.exists():
+            return
+        try:
+            digest = settings_digest(read_manifest(self.path), self.names[0] if self.names else "")
+            for index in present_chunks(self.path, self.num_chunks):
+                Chunk(str(self.chunk_file(index)), None, self.dim, (digest, index))
+        except StoreError as error:
+            raise UserError(str(error)) from None
 
 
 def _digest(tensors: dict[str, np.ndarray]) -> str:
