@@ -14,6 +14,8 @@ from dolg.errors import UserError
 from dolg.files import write_atomically
 from revisitop.settings import differing_settings
 
+# What decides the descriptors alone: the same for the local features of any store
+_NOT_OF_LOCAL = {"scales": [], "scale_pooling": "mean", "whitening": "none"}
 # Rows that are worked on at a time
 _BLOCK = 65536
 
@@ -67,6 +69,8 @@ def learned_from_others(path: str | Path, manifest: Mapping, local: bool = False
     try:
         with safe_open(path, "np") as file:
             made_by = json.loads((file.metadata() or {}).get("made_by", "{}"))
+        if local:       # which have scales and a whitening of their own
+            made_by, manifest = ({**side, **_NOT_OF_LOCAL} for side in (made_by, manifest))
         differing = differing_settings(made_by, manifest, local)
     except (OSError, SafetensorError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a whitening that tools/whiten.py wrote: {error}") from None
