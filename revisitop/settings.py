@@ -31,10 +31,10 @@ def made_by(manifest: Mapping, local: bool = False) -> dict:
     # Stores leave out what is the default, if they record such things at all
     if "weights_digest" in known or "whitening" in known:
         known.setdefault("whitening", "none")
-    if "config_digest" in known:
-        known.setdefault("scale_pooling", "mean")
         if local:
             known.setdefault("local_whitening", "none")
+    if "config_digest" in known:
+        known.setdefault("scale_pooling", "mean")
     return known
 
 
