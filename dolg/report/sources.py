@@ -114,7 +114,7 @@ def open_stores(groups: Sequence[Sequence[str]], methods: Sequence[str]) -> dict
             raise UserError(f"stores of {name!r} need a QUERY and a DATABASE store, given: "
                             + (" ".join(paths) or "nothing"))
         try:
-            query, database, *distractors = (FeatureStore(path) for path in paths)
+            query, database, *distractors = (FeatureStore(path, across=True) for path in paths)
         except StoreError as error:
             raise UserError(str(error)) from error
         opened[name] = Stores(query, database, distractors, given=True)
@@ -138,7 +138,8 @@ def _open_files(result: Path, evaluation: Mapping) -> Stores:
     if not files.get("query") or not files.get("database"):
         raise UserError("its result does not say where its descriptors lie")
     paths = [files["query"], files["database"], *(files.get("distractors") or [])]
-    query, database, *distractors = (FeatureStore(_path(result, path)) for path in paths)
+    # Whether they fit together was decided when they were scored
+    query, database, *distractors = (FeatureStore(_path(result, path), across=True) for path in paths)
     stores = Stores(query, database, distractors)
     _check_same(stores, evaluation)
     return stores
