@@ -129,7 +129,7 @@ def test_ties_do_not_hang_on_last_bits(monkeypatch):
     multiply, root = torch.Tensor.__matmul__, torch.Tensor.sqrt
 
     def uneven(table: torch.Tensor) -> torch.Tensor:
-        signs = torch.arange(table.numel()).reshape(table.shape) % 3 - 1
+        signs = torch.arange(table.numel(), dtype=table.dtype).reshape(table.shape) % 3 - 1
         return table * (1 + signs * torch.finfo(table.dtype).eps)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda self, other: (
