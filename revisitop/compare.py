@@ -15,6 +15,7 @@ if __name__ == "__main__" and not __package__:
 
 from revisitop.commands import Parser, UsageError, run, show  # noqa: E402
 from revisitop.comparison import LEVEL, Comparison, compare_aps, points  # noqa: E402
+from revisitop.names import find_names  # noqa: E402
 from revisitop.record import (  # noqa: E402
     ResultError, check_comparable, differences, load_result, map_heading, title,
 )
@@ -93,10 +94,10 @@ def _paired_aps(first: dict, second: dict,
             raise ValueError(f"they have {len(before)} and {len(after)} queries")
         indexes = list(range(len(before)))
         return indexes, names or others or [f"query {q}" for q in indexes], before, after
-    of_second = dict(zip(others, after))
-    common = [q for q, name in enumerate(names) if name in of_second]
+    found = find_names(names, others).tolist()
+    common = [q for q, other in enumerate(found) if other >= 0]
     return (common, [names[q] for q in common], [before[q] for q in common],
-            [of_second[names[q]] for q in common])
+            [after[found[q]] for q in common])
 
 
 def format_table(results: dict[str, dict]) -> str:

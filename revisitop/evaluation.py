@@ -10,12 +10,11 @@ import numpy as np
 from revisitop.counting import count_ranks
 from revisitop.groundtruth import GroundTruth
 from revisitop.metrics import MapResult, positions_without_junk, summarise
+from revisitop.names import find_names, names_like, some_names
 from revisitop.protocol import PROTOCOLS, protocols_of, split
 from revisitop.record import KAPPAS, METRICS, map_heading, notes, title
 from revisitop.settings import differing_settings, is_recorded
 from revisitop.stores import Store, StoreError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 # What a manifest says of its files alone; a result records the rest, which made the descriptors
 NOT_RECORDED = {"format", "version", "chunk_size"}
@@ -279,16 +278,16 @@ def _is_copy(store: Store, other: Store) -> bool:
 def match_names(store: Store, expected: list[str], what: str) -> np.ndarray:
     """Index in `expected` of each of the store's rows; StoreError unless both have the same images.
 
-    A store may add the ending of the image file to a name that has none in the ground truth.
+    The ending of an image file may be missing, or another, on either side (see `names`).
     """
-    index_of = {name: index for index, name in enumerate(expected)}
-    indexes = np.array([_find(index_of, name) for name in store.names], np.int64)
+    indexes = find_names(store.names, expected)
     present = np.zeros(len(expected), bool)
     present[indexes[indexes >= 0]] = True
     if not present.all():
         missing = [expected[i] for i in np.flatnonzero(~present)]
         raise StoreError(f"store {store.path} lacks {len(missing)} of the {len(expected)} {what} "
-                         f"that the ground truth names: {some_names(missing)}")
+                         f"that the ground truth names: {some_names(missing)}; it has "
+                         f"{names_like(missing, store.names)}")
     strangers = [store.names[row] for row in np.flatnonzero(indexes < 0)]
     if strangers:
         advice = "; pass them by --distractors" if what == "database images" else ""
@@ -299,16 +298,3 @@ def match_names(store: Store, expected: list[str], what: str) -> np.ndarray:
         raise StoreError(f"store {store.path} has {len(repeated)} images more than once: "
                          f"{some_names(repeated)}")
     return indexes
-
-
-def _find(index_of: dict[str, int], name: str) -> int:
-    """Index of a name, or of the name without an image file's ending; -1 for a stranger."""
-    stem, dot, ending = name.rpartition(".")
-    if name not in index_of and (dot + ending).lower() in IMAGE_SUFFIXES:
-        name = stem
-    return index_of.get(name, -1)
-
-
-def some_names(names: list[str]) -> str:
-    """The first few, for a message."""
-    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -19,11 +19,12 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from revisitop.commands import Parser, run  # noqa: E402
-from revisitop.evaluation import metrics_of, some_names  # noqa: E402
+from revisitop.evaluation import metrics_of  # noqa: E402
 from revisitop.groundtruth import (  # noqa: E402
     GroundTruth, GroundTruthError, load_ground_truth,
 )
 from revisitop.metrics import MapResult  # noqa: E402
+from revisitop.names import find_names, names_like, some_names  # noqa: E402
 from revisitop.pickles import PickleError, load_plain_pickle  # noqa: E402
 from revisitop.protocol import protocols_of  # noqa: E402
 from revisitop.record import KAPPAS  # noqa: E402
@@ -130,11 +131,15 @@ def _pickled_dictionary(path: Path) -> dict:
 
 
 def _entries_of(entries: dict, names: Sequence[str], path: Path) -> np.ndarray:
-    """The descriptors (n,D) of images that the dictionary calls NAME.jpg, or NAME."""
-    keys = [f"{name}.jpg" if f"{name}.jpg" in entries else name for name in names]
-    if missing := [f"{key}.jpg" for key in keys if key not in entries]:
-        raise FeaturesError(f"{path} lacks {len(missing)} of {len(names)} images that the ground "
-                            f"truth names: {some_names(missing)}")
+    """The descriptors (n,D) of images, which the dictionary calls NAME.jpg, or so that `find_names` does."""
+    known = [key for key in entries if isinstance(key, str)]
+    # As the original, which adds an ending to every name
+    wanted = [f"{name}.jpg" if f"{name}.jpg" in entries else name for name in names]
+    found = find_names(wanted, known)
+    if missing := [name for name, row in zip(names, found) if row < 0]:
+        raise FeaturesError(f"{path} lacks {len(missing)} of {len(names)} images that the ground truth "
+                            f"names: {some_names(missing)}; it has {names_like(missing, known)}")
+    keys = [known[row] for row in found]
     rows = [np.asarray(entries[key]).reshape(-1) for key in keys]
     if len({row.shape for row in rows}) > 1 or any(row.dtype.kind not in "fiu" for row in rows):
         raise FeaturesError(f"{path} holds something else than descriptors of one length")

@@ -24,6 +24,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from revisitop.commands import Parser, run, show  # noqa: E402
+from revisitop.names import NameIndex, find_names, some_names  # noqa: E402
 from revisitop.tables import TableError, read_table, sha256  # noqa: E402
 
 SUBSETS = ("Public", "Private")
@@ -74,18 +75,23 @@ def load_predictions(path: str | Path, solution: Solution, task: str) -> dict[st
 
     Returns, for "Public" and "Private", test image -> index images (list of str) or `Landmark`;
     test images with an empty prediction are left out, and so are those that the solution ignores.
-    Raises TableError for a malformed file, a repeated id, and an id that the solution lacks.
+    Test images may have the ending of a file. Raises TableError for a malformed file, a repeated id,
+    and an id that the solution lacks.
     """
     column, parse = COLUMNS[task], _ranking if task == "retrieval" else _recognised
     predictions, seen = {name: {} for name in SUBSETS}, set()
+    known = [*solution.ignored, *(image for name in SUBSETS for image in solution.subsets[name])]
+    index = NameIndex(known)
     for line, row in read_table(path, ("id", column)):
-        place, test_image = f"{path}, line {line}", row["id"]
+        place, number = f"{path}, line {line}", index.find(row["id"])
+        if number < 0:
+            raise TableError(f"{place}: {row['id']!r} is no test image of the solution, which has "
+                             f"{some_names(known)}")
+        test_image = known[number]
         _check_new(test_image, seen, place)
         if test_image in solution.ignored:
             continue
-        subset = next((name for name in SUBSETS if test_image in solution.subsets[name]), None)
-        if subset is None:
-            raise TableError(f"{place}: {test_image!r} is no test image of the solution")
+        subset = next(name for name in SUBSETS if test_image in solution.subsets[name])
         if row[column].strip():
             predictions[subset][test_image] = parse(row[column], place)
     return predictions
@@ -152,15 +158,41 @@ def evaluate_predictions(task: str, solution: str | Path, predictions: str | Pat
 
     Returns what `gldv2.py --json` writes:
         {"dataset": "gldv2", "task", "subsets": {"Public" | "Private": metrics},
-        "protocol": {"solution_sha256", "predictions_sha256"}}.
+        "protocol": {"solution_sha256", "predictions_sha256"}};
+    and, where index images were found by their names without the endings of files, "note", which says so.
     """
     digests = {"solution_sha256": sha256(solution), "predictions_sha256": sha256(predictions)}
     truth = load_solution(solution, task)
     found = load_predictions(predictions, truth, task)
+    note = _name_as_solution(found, truth, predictions) if task == "retrieval" else ""
     metrics = retrieval_metrics if task == "retrieval" else recognition_metrics
     return {"dataset": "gldv2", "task": task,
             "subsets": {name: metrics(found[name], truth.subsets[name]) for name in SUBSETS},
-            "protocol": digests}
+            "protocol": digests, **({"note": note} if note else {})}
+
+
+def _name_as_solution(predictions: dict[str, dict], solution: Solution, path: str | Path) -> str:
+    """Give the index images of predictions the ids that the solution has, where the endings of files alone
+    differ; a note of it, "" where there are none. Raises TableError where no image at all is one of the
+    solution's."""
+    listed = list({image for lists in predictions.values() for images in lists.values() for image in images})
+    correct = sorted({image for truth in solution.subsets.values() for images in truth.values()
+                      for image in images})
+    found = find_names(listed, correct)
+    if listed and correct and (found < 0).all():
+        raise TableError(f"none of the {len(listed)} index images that {path} lists, such as {min(listed)!r}, "
+                         f"is among the {len(correct)} correct ones of the solution, such as {correct[0]!r}: "
+                         "list them by the solution's ids")
+    id_of = {image: correct[row] for image, row in zip(listed, found.tolist())
+             if row >= 0 and image != correct[row]}
+    if not id_of:
+        return ""
+    for lists in predictions.values():
+        for test_image, images in lists.items():
+            lists[test_image] = [id_of.get(image, image) for image in images]
+    example = min(id_of)
+    return (f"{len(id_of)} index images were taken for the solution's without the endings of their files, "
+            f"such as {example!r} for {id_of[example]!r}")
 
 
 def format_table(result: dict) -> str:
@@ -171,6 +203,8 @@ def format_table(result: dict) -> str:
         if key != "ap":
             cells = "".join(f"{_cell(key, column[key]):>10}" for column in columns)
             lines.append(f"{key.replace('_', ' '):20}{cells}")
+    if "note" in result:
+        lines.append(f"note: {result['note']}")
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ import argparse
 import hashlib
 import math
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -35,8 +35,9 @@ if __name__ == "__main__" and not __package__:
 
 from revisitop.commands import ACROSS, Parser, UsageError, run, show  # noqa: E402
 from revisitop.cutoff import evaluate_lists, format_table  # noqa: E402
-from revisitop.evaluation import IMAGE_SUFFIXES, warn_unrecorded  # noqa: E402
+from revisitop.evaluation import warn_unrecorded  # noqa: E402
 from revisitop.groundtruth import Box, GroundTruth, GroundTruthError  # noqa: E402
+from revisitop.names import NameIndex, some_names  # noqa: E402
 from revisitop.stores import Store, StoreError  # noqa: E402
 from revisitop.tables import TableError, read_table, sha256  # noqa: E402
 
@@ -48,7 +49,7 @@ def load_csv(path: str | Path, images: Sequence[str]) -> GroundTruth:
     """Read a ground truth with the columns query, positives and perhaps junk and box.
 
     images: names of all database images, such as a store's; the ending of an image file may be
-    missing there or in the table. Labels are ok and junk. Raises GroundTruthError with file and
+    missing, or another, there or in the table. Labels are ok and junk. Raises GroundTruthError with file and
     line for a malformed table, a query that is repeated, and a label that is no database image or
     is given twice.
     """
@@ -99,32 +100,25 @@ def load_classic(folder: str | Path, images: Sequence[str]) -> GroundTruth:
 
 
 class _Index:
-    """Database images by name; the ending of an image file may be missing on either side."""
+    """Database images by name (see `names`)."""
 
     def __init__(self, images: Sequence[str]):
-        self.images = images
-        self._of_name = {name: i for i, name in enumerate(images)}
-        if len(self._of_name) < len(images):
-            repeated = next(name for i, name in enumerate(images) if self._of_name[name] != i)
-            raise GroundTruthError(f"the database has {repeated!r} more than once")
-        self._of_stem = defaultdict(list)
-        for i, name in enumerate(images):
-            self._of_stem[_stem(name)].append(i)
+        self.images, self._index = images, NameIndex(images)
+        repeated = [name for name, times in Counter(images).items() if times > 1]
+        if repeated:
+            raise GroundTruthError(f"the database has {repeated[0]!r} more than once")
 
     def find(self, name: str, place: str) -> int:
         """Index of an image. Raises GroundTruthError for none, or several."""
-        if name in self._of_name:
-            return self._of_name[name]
-        found = self._of_stem.get(name, [])
+        found = self._index.candidates(name)
         if len(found) > 1:
             raise GroundTruthError(f"{place}: {name!r} may be {self.images[found[0]]!r} or "
                                    f"{self.images[found[1]]!r}: name it with its ending")
-        index = found[0] if found else self._of_name.get(_stem(name))
-        if index is None:
+        if not found:
             advice = ", and | separates them" if " " in name else ""
             raise GroundTruthError(f"{place}: {name!r} is no database image (they are named like "
-                                   f"{next(iter(self.images), '')!r}{advice})")
-        return index
+                                   f"{some_names(self.images[:1])}{advice})")
+        return found[0]
 
     def labels(self, positives: Iterable[str], junk: Iterable[str], place: str) -> dict:
         """{"ok", "junk"} -> int64 indexes. Raises GroundTruthError for an image given twice."""
@@ -142,12 +136,6 @@ def _disjoint(ok: Iterable[int], junk: Iterable[int], place: str, images: Sequen
     if both.size:
         raise GroundTruthError(f"{place}: {images[both[0]]!r} is both a positive and junk")
     return {"ok": ok, "junk": junk}
-
-
-def _stem(name: str) -> str:
-    """The name without an image file's ending."""
-    stem, dot, ending = name.rpartition(".")
-    return stem if (dot + ending).lower() in IMAGE_SUFFIXES else name
 
 
 def _names(field: str) -> list[str]:

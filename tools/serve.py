@@ -3,12 +3,11 @@ import argparse
 
 from dolg.core.cli import parse_with_keys, run
 from dolg.errors import UserError
-from dolg.serve.app import build_app
+from dolg.serve.app import SEARCH, build_app
 from dolg.serve.arguments import without_keys
 from dolg.serve.finder import open_finder
 from dolg.serve.photo import Limits
 from dolg.serve.server import serve
-from dolg.serve.turns import Turns
 from revisitop.commands import ACROSS
 
 # What browsers show, and decoders are used to getting from strangers; a photograph of a telephone at most
@@ -50,7 +49,7 @@ def main() -> None:
                          LIMITS, args.side, across=args.across)
     finder.warm_up()
     max_bytes = args.max_mb * 1_000_000
-    serve(build_app(finder, args.host, max_bytes, Turns()), args.host, args.port, max_bytes)
+    serve(build_app(finder, args.host, max_bytes), args.host, args.port, max_bytes, SEARCH)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from dolg.errors import UserError
 from dolg.features.store import FeatureStore, LocalTable, StoreWriter
 from dolg.search.whitening import Whitening
+from revisitop.names import find_names, names_like
 
 # What a manifest says that is no matter of how descriptors were made
 _OF_THE_FILE = {"format", "version", "count", "dim", "chunk_size", "local_dim", "local_dtype",
@@ -40,14 +41,15 @@ def merge(stores: Sequence[FeatureStore], path: Path) -> None:
 
 
 def subset(store: FeatureStore, names: Sequence[str], path: Path) -> None:
-    """The images `names` of a store, in their order. Raises UserError for those it lacks."""
-    row_of = {name: row for row, name in enumerate(store.names)}
-    missing = [name for name in names if name not in row_of]
+    """The images `names` of a store, in their order, whose endings may be missing or others. Raises
+    UserError for those it lacks."""
+    rows = find_names(names, store.names)
+    missing = [name for name, row in zip(names, rows) if row < 0]
     if missing:
         raise UserError(f"the store {store.path} lacks {len(missing)} of {len(names)} images, such as "
-                        f"{missing[0]}")
+                        f"{missing[0]!r}; it has {names_like(missing, store.names)}")
     made_by = {**_made_by(store), **_kept(store, ["cropped"])}
-    _write(path, [(store, np.array([row_of[name] for name in names]))], made_by)
+    _write(path, [(store, rows)], made_by)
 
 
 def project(store: FeatureStore, path: Path, whitening: Whitening | None,

@@ -16,6 +16,7 @@ from dolg.report.training import read_training
 from dolg.rerank.lists import read_lists, search_lists
 from dolg.search.collection import Collection
 from revisitop.evaluation import match_names
+from revisitop.names import without_ending
 from revisitop.groundtruth import GroundTruth
 from revisitop.stores import StoreError
 
@@ -125,6 +126,6 @@ def _check_queries(evaluations: Mapping[str, Mapping], truth: GroundTruth) -> No
                             f"{truth.name} has {len(truth.queries)}")
         names = evaluation.get("query_names")
         for q, (found, expected) in enumerate(zip(names or [], truth.queries)):
-            if found != expected:
+            if without_ending(found) != without_ending(expected):
                 raise UserError(f"{name} has {found!r} as query {q}, the ground truth of {truth.name} "
                                 f"has {expected!r} there: it is a result of another")

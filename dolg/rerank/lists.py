@@ -1,6 +1,6 @@
 """The lists that are reranked: what a search by descriptors finds, or somebody else's."""
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from dolg.search.collection import Collection, store_digest
 from dolg.search.neighbours import nearest
 from dolg.search.queries import Results
 from dolg.search.rankings import Ranking
-from revisitop.evaluation import check_made_alike, some_names
+from revisitop.evaluation import check_made_alike
+from revisitop.names import NameIndex, names_like, some_names
 
 _COLUMNS = ("query", "image", "score")
 
@@ -30,7 +31,8 @@ def read_lists(path: Path, query: FeatureStore, database: Collection) -> Ranking
     """Lists from a file: a ranking of tools/expand.py (.npz), or a table (.csv) with the columns query,
     image and score, perhaps more, as tools/search.py query writes it.
 
-    A table's lines of one query are in order, best first; its names are those of the stores. A query
+    A table's lines of one query are in order, best first; its names are those of the stores, with the
+    endings of files or without. A query
     without lines has an empty list. Raises UserError for a file that cannot be read, a ranking of other
     stores, and names that the stores do not have.
     """
@@ -41,18 +43,20 @@ def read_lists(path: Path, query: FeatureStore, database: Collection) -> Ranking
                             "those that it was made of")
         return ranking
     lists: list[list[tuple[int, float]]] = [[] for _ in range(query.count)]
-    queries, images = _rows_of([query]), _rows_of(database.stores)
-    unknown = {"query": [], "image": []}
+    known = {"query": NameIndex(query.names),
+             "image": NameIndex([name for store in database.stores for name in store.names])}
+    unknown: dict[str, set[str]] = {"query": set(), "image": set()}
     for line, (name, image, score) in enumerate(_lines(path), 2):
-        if name not in queries or image not in images:
-            what, which = ("query", name) if name not in queries else ("image", image)
-            unknown[what].append(which)
+        rows = {"query": known["query"].find(name), "image": known["image"].find(image)}
+        if min(rows.values()) < 0:
+            what, which = ("query", name) if rows["query"] < 0 else ("image", image)
+            unknown[what].add(which)
             continue
-        lists[queries[name]].append((images[image], _number(score, path, line)))
+        lists[rows["query"]].append((rows["image"], _number(score, path, line)))
     for what, names in unknown.items():
         if names:
-            raise UserError(f"{path} names {len(set(names))} of column {what} that the stores do not "
-                            f"have: {some_names(sorted(set(names)))}")
+            raise UserError(f"{path} names {len(names)} of column {what} that the stores do not have: "
+                            f"{some_names(sorted(names))}; they have {names_like(names, known[what].names)}")
     width = max(map(len, lists), default=0)
     indexes = np.full((query.count, width), -1, np.int64)
     scores = np.full(indexes.shape, -np.inf)
@@ -73,14 +77,6 @@ def _ranking(indexes: np.ndarray, scores: np.ndarray, settings: dict, query: Fea
              database: Collection) -> Ranking:
     return Ranking(np.asarray(indexes, np.int64), np.asarray(scores, np.float64), settings,
                    store_digest(query), database.digests)
-
-
-def _rows_of(stores: Iterable[FeatureStore]) -> dict[str, int]:
-    """Row of each name; of the first image, where several have it."""
-    rows: dict[str, int] = {}
-    for row, name in enumerate(name for store in stores for name in store.names):
-        rows.setdefault(name, row)
-    return rows
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, str]]:

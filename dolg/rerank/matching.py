@@ -2,8 +2,9 @@
 
 Descriptors are made unit vectors, times 2^24, and rounded to integers, which takes less from them than
 float32 did. A product in float32 tells which pairs may be nearest; their distances are then found in
-float64, which holds all these sums of squares without rounding. So distances, and with them ties, depend
-neither on what else is in a product, nor on threads, nor on the device.
+float64, which holds all these sums of squares without rounding, and NumPy's square root of one rounds
+correctly. So distances, and with them ties, depend neither on what else is in a product, nor on threads, nor
+on the processor or device.
 """
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -125,7 +126,9 @@ def _distances(own: torch.Tensor, table: torch.Tensor,
     else:
         difference = own[first] - table[second]
         squares = torch.linalg.vecdot(difference, difference)
-    return first.cpu().numpy(), second.cpu().numpy(), squares.sqrt().cpu().numpy() / _UNIT
+    # Not torch's root: MKL's, which it uses on a CPU, is off by a bit for some processors and places in a
+    # table, so that equal squares have different roots
+    return first.cpu().numpy(), second.cpu().numpy(), np.sqrt(squares.cpu().numpy()) / _UNIT
 
 
 def _nearest(features: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

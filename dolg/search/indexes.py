@@ -67,7 +67,8 @@ class Index:
         self.file, names = (self.path / name for name in _file_names(self.settings))
         try:
             tables = load_file(names)
-            self._index = faiss.read_index(str(self.file), faiss.IO_FLAG_MMAP_IFC)
+            # Before faiss 1.11 an index is read whole: it takes memory, and finds the same
+            self._index = faiss.read_index(str(self.file), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f"the index {self.path} is damaged, build it again: "
                             f"{_reason(error)}") from None

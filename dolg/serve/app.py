@@ -2,6 +2,7 @@
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from dolg.data.decode import ImageError
 from dolg.errors import UserError, choose
 from dolg.serve.finder import Finder, Found, Result
 from dolg.serve.guards import HEADERS, host_is_ours, is_from_elsewhere
-from dolg.serve.turns import BusyError, Turns
+from dolg.serve.server import WAITED
 from dolg.serve.views import SIZES, Views
 
 if TYPE_CHECKING:
@@ -23,23 +24,25 @@ _ASSETS = {"/": ("page.html", "text/html; charset=utf-8"),
            "/page.js": ("page.js", "text/javascript; charset=utf-8"),
            "/box.js": ("box.js", "text/javascript; charset=utf-8"),
            "/icon.svg": ("icon.svg", "image/svg+xml")}
+# The request that takes its turn, and the seconds for which it may wait
+SEARCH, PATIENCE = "/api/search", 30.0
 _BUSY = "busy with other photographs: try again in a few seconds"
 _RETRY_SECONDS = 5
 
 
 class RequestError(Exception):
-    """A request that is not answered: its status, and a line that says why."""
+    """A request that is not answered: its status, a line that says why, and more headers."""
 
-    def __init__(self, status: int, message: str):
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None):
         super().__init__(message)
-        self.status = status
+        self.status, self.headers = status, headers
 
 
-def build_app(finder: Finder, host: str, max_bytes: int, turns: Turns) -> "Flask":
+def build_app(finder: Finder, host: str, max_bytes: int) -> "Flask":
     """The application.
 
-    finder: asked by one request at a time, in `turns`. host: the address that is served. max_bytes: of a
-    photograph's file. Raises UserError where Flask is not installed.
+    finder: asked by one request at a time. host: the address that is served. max_bytes: of a photograph's
+    file. Raises UserError where Flask is not installed.
     """
     try:
         from flask import Flask, request
@@ -50,7 +53,7 @@ def build_app(finder: Finder, host: str, max_bytes: int, turns: Turns) -> "Flask
     views = Views(finder.files, finder.limits.pixels)
     about = {**_about(finder), "limits": {"bytes": max_bytes, "results": MOST_RESULTS,
                                           "kinds": list(finder.limits.kinds)}}
-    version = _version(finder)
+    version, alone = _version(finder), threading.Lock()
 
     @app.before_request
     def check() -> None:
@@ -75,12 +78,14 @@ def build_app(finder: Finder, host: str, max_bytes: int, turns: Turns) -> "Flask
             raise RequestError(404, f"{name} cannot be shown: {error.reason}") from None
         return _response(jpeg, "image/jpeg", {"Cache-Control": "private, max-age=3600"})
 
-    @app.post("/api/search")
+    @app.post(SEARCH)
     def search() -> "Response":
+        if request.environ.get(WAITED, 0.0) > PATIENCE:
+            raise RequestError(503, _BUSY, {"Retry-After": str(_RETRY_SECONDS)})
         _check_type(request.content_type)
         box, top, reranker = _asked(request.args, about["rerankers"])
         data = request.get_data(cache=False, parse_form_data=False)
-        with turns.take():
+        with alone:
             found = finder.find(data, box, top, reranker)
         return _json(_as_json(found, version))
 
@@ -94,9 +99,7 @@ def _handle_errors(app: "Flask") -> None:
     @app.errorhandler(Exception)
     def tell(error: Exception) -> "Response":
         if isinstance(error, RequestError):
-            return _json({"error": str(error)}, error.status)
-        if isinstance(error, BusyError):
-            return _json({"error": _BUSY}, 503, {"Retry-After": str(_RETRY_SECONDS)})
+            return _json({"error": str(error)}, error.status, error.headers)
         if isinstance(error, ImageError):
             return _json({"error": f"{error.path} cannot be read: {error.reason}"}, 400)
         if isinstance(error, UserError):

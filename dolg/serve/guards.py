@@ -4,9 +4,9 @@ A page of another site may send requests to 127.0.0.1 (Origin and Sec-Fetch-Site
 own may lead there (DNS rebinding; the Host header tells it).
 """
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 # Nothing but what the page brings along; images of the photograph that was chosen are blobs
 CONTENT_SECURITY_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -15,6 +15,9 @@ CONTENT_SECURITY_POLICY = ("default-src 'none'; script-src 'self'; style-src 'se
 HEADERS = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "X-Content-Type-Options": "nosniff",
            "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin",
            "Cross-Origin-Opener-Policy": "same-origin", "X-Frame-Options": "DENY"}
+# RFC 9110, section 7.2, without what no browser sends: [ADDRESS]:PORT or NAME:PORT, ports as they may be
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(?::(?P<port>[0-9]{1,5}))?",
+                   re.ASCII)
 
 
 def is_loopback(host: str) -> bool:
@@ -45,30 +48,23 @@ def is_from_elsewhere(headers: Mapping[str, str]) -> bool:
     site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
     if site is not None and site not in ("same-origin", "none"):
         return True
-    if origin is None:
-        return False
-    try:
-        return urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
-    except ValueError:      # no address at all, so not this one
-        return True
+    host = headers.get("Host", "")      # https: where a tunnel ends in a proxy
+    return origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower())
 
 
 def _host_name(header: str) -> str | None:
-    """The name in a Host header, without a port and the dot that may end it; None where it is no such
-    header."""
-    try:
-        parts = urlsplit(f"//{header}")
-        name = parts.hostname
-        parts.port       # raises for what is no number
-    except ValueError:
+    """The name or address in a Host header, without brackets, a port and the one dot that may end a name;
+    None where it is not exactly such a header."""
+    parts = _HOST.fullmatch(header)
+    if not parts or int(parts["port"] or 0) >= 1 << 16:
         return None
-    if not name or parts.username is not None or parts.path or parts.query or parts.fragment:
-        return None
-    return name.lower().removesuffix(".")
+    if parts["address"] is None:
+        return parts["name"].lower().removesuffix(".")
+    return parts["address"] if isinstance(_address(parts["address"]), ipaddress.IPv6Address) else None
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host.strip("[]"))
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
         return None

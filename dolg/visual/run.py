@@ -22,6 +22,7 @@ from dolg.visual.labels import labels_by_name
 from dolg.visual.matches import images_of_locals, match_pair
 from dolg.visual.photographs import Photograph, find_photograph, open_photograph, thumbnail
 from revisitop.evaluation import check_made_alike
+from revisitop.names import NameIndex
 
 # An image's row among images
 Place = tuple[Images, int]
@@ -109,9 +110,10 @@ def _stored_pair(args: argparse.Namespace, boxes: Sequence[Box | None],
 
 
 def _row(store: FeatureStore, name: str) -> int:
-    if name not in store.names:
+    row = NameIndex(store.names).find(name)
+    if row < 0:
         raise UserError(f"the store {store.path} has no image '{name}'{closest(name, store.names)}")
-    return store.names.index(name)
+    return row
 
 
 def _stored_photograph(folders: Sequence[Path], name: str, box: Box | None,

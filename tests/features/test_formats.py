@@ -221,7 +221,7 @@ def test_merged_and_cut_down(table, tmp_path):
     np.testing.assert_array_equal(some.local(1).descriptors, both.local(0).descriptors)
     with pytest.raises(UserError, match="made by other settings: made_of was"):
         subset(both, ["s", "a", "r"], tmp_path / "some")
-    with pytest.raises(UserError, match="lacks 1 of 2 images, such as nobody"):
+    with pytest.raises(UserError, match="lacks 1 of 2 images, such as 'nobody'; it has 'a'"):
         subset(both, ["a", "nobody"], tmp_path / "none")
     with pytest.raises(UserError, match="name an image twice: a"):
         merge([first, some], tmp_path / "none")

@@ -46,7 +46,7 @@ def test_names_there_and_back(stores, tmp_path):
 def test_a_table_of_another_shape(stores, tmp_path):
     query, database, _ = stores
     file = tmp_path / "theirs.csv"
-    file.write_text("score,extra,image,query\n0.5,x,b 4,q 2\n0.25,y,a 0,q 2\n")
+    file.write_text("score,extra,image,query\n0.5,x,b 4.jpg,q 2\n0.25,y,a 0,q 2.png\n")
     lists = read_lists(file, query, database)
     assert lists.indexes.tolist() == [[-1, -1], [-1, -1], [14, 0]]
     assert lists.scores[2].tolist() == [0.5, 0.25]

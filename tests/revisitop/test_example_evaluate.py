@@ -125,7 +125,7 @@ def _cut(path):
     ("fea.pickle", _cut, "is not a whole pickle"),
     ("fea.pickle", lambda path: path.write_bytes(pickle.dumps([1])), "holds no dictionary"),
     ("fea.pickle", lambda path: _changed(path, **{"image 7.jpg": None, "image 9.jpg": None}),
-     "lacks 2 of 40 images that the ground truth names: 'image 7.jpg', 'image 9.jpg'"),
+     "lacks 2 of 40 images that the ground truth names: 'image 7', 'image 9'; it has 'image 0.jpg'"),
     ("fea.pickle", lambda path: _changed(path, **{"query 2.jpg": None}), "lacks 1 of 5 images"),
     ("fea.pickle", lambda path: _changed(path, **{"image 7.jpg": np.ones(9)}), "of one length"),
     ("fea.pickle", lambda path: _changed(path, **{"image 7.jpg": "x" * 8}), "something else"),

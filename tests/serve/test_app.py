@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dolg.errors import UserError
-from dolg.serve.app import build_app
+from dolg.serve.app import PATIENCE, build_app
 from dolg.serve.photo import Limits
-from dolg.serve.turns import Turns
+from dolg.serve.server import WAITED
 
 BYTES = 200_000
 KIND = {"Content-Type": "image/jpeg"}
@@ -18,7 +18,7 @@ KIND = {"Content-Type": "image/jpeg"}
 @pytest.fixture
 def client(finder, monkeypatch):
     monkeypatch.setattr(finder, "limits", Limits(1_000_000, 4000, ("JPEG", "PNG", "WebP", "BMP")))
-    return build_app(finder, "127.0.0.1", BYTES, Turns()).test_client()
+    return build_app(finder, "127.0.0.1", BYTES).test_client()
 
 
 @pytest.fixture
@@ -147,15 +147,12 @@ def test_methods(client):
             assert getattr(client, method)(path).status_code == 405
 
 
-def test_who_comes_when_all_places_are_taken_is_told_when_to_return(finder, photo):
-    turns = Turns(waiting=0)
-    client = build_app(finder, "127.0.0.1", BYTES, turns).test_client()
-    with turns.take():
-        answer = client.post("/api/search", data=photo, headers=KIND)
-        assert answer.status_code == 503 and int(answer.headers["Retry-After"]) > 0
-        assert answer.get_json()["error"].startswith("busy with other photographs")
-        assert client.get("/image/0").status_code == 200
-    assert client.post("/api/search", data=photo, headers=KIND).status_code == 200
+def test_who_waited_too_long_is_told_when_to_return(client, photo):
+    answer = client.post("/api/search", data=photo, headers=KIND, environ_base={WAITED: PATIENCE + 1})
+    assert answer.status_code == 503 and int(answer.headers["Retry-After"]) > 0
+    assert answer.get_json()["error"].startswith("busy with other photographs")
+    answer = client.post("/api/search", data=photo, headers=KIND, environ_base={WAITED: PATIENCE - 1})
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("error, status",

@@ -6,7 +6,9 @@ import struct
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from dolg.errors import UserError
-from dolg.serve.server import serve
+from dolg.serve.server import WAITED, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE, MOST = 1.0, 1000
@@ -221,23 +223,40 @@ def test_200_hostile_uploads(asked, served):
     assert left == [] and served.process.poll() is None
 
 
+def _ask(address: tuple[str, int], photo: bytes, times: int) -> list[int]:
+    """The statuses of so many searches, one after another."""
+    return [status_of(exchange(address, upload(photo, "?reranker=spatial"))) for _ in range(times)]
+
+
 def test_many_at_once(asked, served):
-    """More than may wait are sent away, and all get an answer."""
+    """All wait for their turn, and get it, also clients who ask again and again."""
     photo = (asked.queries / "0.jpg").read_bytes()
-    connections = [socket.create_connection(served.address, timeout=PATIENCE) for _ in range(20)]
-    for connection in connections:
-        connection.sendall(upload(photo, "?reranker=spatial"))
-    statuses = []
-    for connection in connections:
-        answer = b""
-        while part := connection.recv(1 << 16):
-            answer += part
-        statuses.append(status_of(answer))
-        if statuses[-1] == 503:
-            assert b"\r\nRetry-After: " in answer and b"busy with other photographs" in answer
-        connection.close()
-    assert set(statuses) <= {200, 503} and statuses.count(200) >= 3
-    assert len(_good(served, photo)["results"]) == 15
+    with ThreadPoolExecutor(24) as pool:
+        asking = [pool.submit(_ask, served.address, photo, 5 if number < 4 else 1) for number in range(24)]
+        statuses = [status for asked_for in asking for status in asked_for.result()]
+    assert statuses == 40 * [200]
+
+
+def test_200_slow_connections_keep_nobody_waiting(asked, served):
+    """Each sends a byte of its head now and then, and would hold its place for ever."""
+    photo = (asked.queries / "0.jpg").read_bytes()
+    slow = [socket.create_connection(served.address, timeout=PATIENCE) for _ in range(200)]
+    for connection in slow:
+        connection.sendall(b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nX: ")
+    began = time.monotonic()
+    _good(served, photo)
+    assert time.monotonic() - began < 5
+    began = time.monotonic()
+    while slow and time.monotonic() < began + PATIENCE:
+        time.sleep(0.2)
+        for connection in list(slow):
+            try:
+                connection.sendall(b"0")
+            except OSError:
+                slow.remove(connection)
+    assert not slow
+    assert time.monotonic() - began < 10
+    _good(served, photo)
 
 
 def test_a_port_that_is_taken(asked, served, run_tool):
@@ -324,11 +343,33 @@ def test_an_address_that_others_reach_is_warned_of(start_command):
     assert errors == "" and output.splitlines()[-1] == "ended"
 
 
+def test_turns_are_taken_in_order(echo):
+    """While one is answered, the others wait, as they came; what takes no turn does not."""
+    asking = [socket.create_connection(echo, timeout=PATIENCE) for _ in range(12)]
+    for connection in asking:
+        connection.sendall(b"GET /turn HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        time.sleep(0.01)
+    assert exchange(echo, upload(b"abc")).endswith(b"\r\n\r\n3")
+    answers = []
+    for connection in asking:
+        with connection, connection.makefile("rb") as file:
+            answers.append(file.read().rpartition(b"\r\n\r\n")[2].split())
+    numbers, waited = ([float(answer[part]) for answer in answers] for part in (0, 1))
+    assert numbers == list(range(12))
+    assert waited == sorted(waited) and waited[0] < 0.05 < 11 * 0.02 <= waited[-1] < 10
+
+
+_turns = count()
+
+
 def _echo(environ, start_response):
     body = environ["wsgi.input"].read()
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [b"%d" % len(body)]
+    if environ["PATH_INFO"] != "/turn":
+        return [b"%d" % len(body)]
+    time.sleep(0.05)
+    return [b"%d %f" % (next(_turns), environ[WAITED])]
 
 
 if __name__ == "__main__":
-    serve(_echo, *(sys.argv[1:] or ["127.0.0.1"]), 0, MOST, DEADLINE)
+    serve(_echo, *(sys.argv[1:] or ["127.0.0.1"]), 0, MOST, "/turn", DEADLINE)
