@@ -12,7 +12,8 @@ from revisitop.protocol import PROTOCOLS, protocols_of, split
 from revisitop.record import KAPPAS, METRICS, map_heading, title
 from revisitop.stores import Store, StoreError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif",
+                  ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
 
 # What a manifest says of its files alone; a result records the rest, which made the descriptors
 NOT_RECORDED = {"format", "version", "chunk_size"}
