@@ -36,24 +36,26 @@ class FoundImages:
         names: of the images, sorted part by part; no two are the same file.
         skipped: files that are not images.
         file_links: further names (symbolic or hard links) of images -> the name that is among `names`.
-        folder_links: links to folders that are walked already -> the name they are walked under; "" is
-            the folder itself, or one that holds it.
+        folder_links: links to folders that are among `folders` -> their name there; "" for the folder
+            itself, and for those that hold it.
+        folders: all that were looked through.
     """
 
     names: list[str]
     skipped: list[str]
     file_links: dict[str, str]
     folder_links: dict[str, str]
+    folders: list[str]
 
     def remarks(self, folder: Path) -> Iterator[str]:
         """A line each for what was skipped, and for what was found twice."""
-        if self.skipped:
-            yield (f"{folder}: skipped {len(self.skipped)} files that are not images: "
-                   f"{some_names(self.skipped)}")
+        if count := len(self.skipped):
+            what = "file that is not an image" if count == 1 else "files that are not images"
+            yield f"{folder}: skipped {count} {what}: {some_names(self.skipped)}"
         for what, links in (("images", self.file_links), ("folders", self.folder_links)):
             if links:
                 pairs = [f"{link} is {name or '.'}" for link, name in links.items()]
-                yield (f"{folder}: {len(links)} links to {what} that are there already, each taken once: "
+                yield (f"{folder}: links to {what} that are there already are left out, {len(links)} in all: "
                        f"{some_names(pairs)}")
 
 
@@ -77,9 +79,9 @@ def find_images(folder: Path) -> FoundImages:
     is an image if it ends as image files do, or by its content. Raises UserError where a folder cannot be
     read.
     """
-    names, skipped, folder_links, through_link = [], [], {}, array("b")
+    names, skipped, folder_links, folders, through_link = [], [], {}, [], array("b")
     identities = array("Q")
-    for entry, name in _files_under(folder, folder_links):
+    for entry, name in _files_under(folder, folders, folder_links):
         found = _status(entry)
         if not _is_image(entry, found):
             if not _COMPANIONS.fullmatch(entry.name):
@@ -95,7 +97,7 @@ def find_images(folder: Path) -> FoundImages:
     names = [names[place] for place in order]
     file_links = {names[i]: names[first[i]] for i in np.flatnonzero(first != np.arange(len(names))).tolist()}
     return FoundImages([name for name in names if name not in file_links], sorted(skipped), file_links,
-                       folder_links)
+                       folder_links, folders)
 
 
 def some_names(names: list[str]) -> str:
@@ -104,8 +106,9 @@ def some_names(names: list[str]) -> str:
     return shown + (", ..." if len(names) > _NAMED else "")
 
 
-def _files_under(folder: Path, folder_links: dict[str, str]) -> Iterator[tuple[os.DirEntry, str]]:
-    """All files, each folder walked once; links to others go into `folder_links`."""
+def _files_under(folder: Path, folders: list[str],
+                 folder_links: dict[str, str]) -> Iterator[tuple[os.DirEntry, str]]:
+    """All files, each folder walked once: it is added to `folders`, and a link to it to `folder_links`."""
     # A link to a folder that holds this one would lead to everything else in there
     walked = {_identity(place): "" for place in folder.resolve().parents}
     # Links come last, so that what they lead to is known by its own name where that lies in the folder
@@ -117,6 +120,7 @@ def _files_under(folder: Path, folder_links: dict[str, str]) -> Iterator[tuple[o
             folder_links[inside] = walked[place]
             continue
         walked[place] = inside
+        folders.append(inside)
         for entry in _entries(folder / inside):
             name = f"{inside}/{entry.name}" if inside else entry.name
             if _is_folder(entry):
