@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
+from dolg.data.finder import image_file
 from dolg.errors import UserError
 from dolg.features.store import FeatureStore
-from dolg.report.thumbnails import find_image
 from revisitop.groundtruth import GroundTruth, GroundTruthError, load_ground_truth
 from revisitop.stores import StoreError
 
@@ -53,7 +53,8 @@ class ImageFolders:
         """The path of an image, which may not exist; None for a name that leads out of its folder."""
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
             return None
-        return find_image((distractor and self.distractors) or self.benchmark, name)
+        folder = Path((distractor and self.distractors) or self.benchmark)
+        return folder / image_file(folder, name)
 
 
 def image_folders(truth: Path, images: Path | None, distractors: Path | None) -> ImageFolders:

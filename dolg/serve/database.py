@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from dolg.data.finder import image_file
 from dolg.errors import UserError
 from dolg.features.store import FeatureStore
-from dolg.report.thumbnails import find_image
 from dolg.search.collection import Collection, store_digest
 from dolg.search.exact import top_k
 from dolg.search.indexes import Index, merge_results
@@ -163,7 +163,7 @@ class ImageFiles:
         name = Path(self.database.name(row))
         if name.is_absolute() or ".." in name.parts:
             return None
-        return next((file for file in (find_image(folder, str(name)) for folder in folders)
+        return next((file for file in (folder / image_file(folder, str(name)) for folder in folders)
                      if _is_file(file)), None)
 
 
