@@ -182,7 +182,7 @@ def test_tensorflow_delg(table, tmp_path):
     np.testing.assert_allclose(store.local(0).descriptors, local.descriptors, atol=1e-3)
     assert len(store.local(1).xy) == 0
     (folder / "z.delg_global").write_bytes(b"\xff\xff\xff no message")
-    with pytest.raises(UserError, match="z.delg_global is no file of TensorFlow's DELG"):
+    with pytest.raises(UserError, match="z.delg_global is not a file of TensorFlow's DELG"):
         import_file(folder)
 
 
@@ -190,10 +190,10 @@ def test_tensorflow_delg(table, tmp_path):
     ("f.pickle", pickle.dumps([1, 2]), "holds no dictionary"),
     ("f.pickle", pickle.dumps(print), "builtins.print.*nothing was executed"),
     ("f.pickle", pickle.dumps({"a": np.ones(2), "b": np.ones(3)}), "different lengths"),
-    ("f.npy", b"nothing", "no table that NumPy can read"), ("f.mat", b"nothing", "no .mat file"),
-    ("f.npy", b"", "not laid out .*EOFError"), ("f.npy", b"\x93NUMPY", "no table|not laid out"),
-    ("f.pickle", pickle.dumps({"a": {"scores": [1.0]}}), "not laid out .*KeyError: 'descriptors'"),
-    ("f.pickle", pickle.dumps({"a": "b"}), "not laid out .*ValueError"),
+    ("f.npy", b"nothing", "not a table that NumPy can read"), ("f.mat", b"nothing", "damaged, or not such"),
+    ("f.npy", b"", "not a table that NumPy can read"), ("f.npy", b"\x93NUMPY", "not a table that NumPy can"),
+    ("f.pickle", pickle.dumps({"a": {"scores": [1.0]}}), "a has no locations and no descriptors"),
+    ("f.pickle", pickle.dumps({"a": "b"}), "a holds text; descriptors are real numbers"),
     ("f.txt", b"", "ends in none of"), ("", b"", "holds no .delg_global files")])
 def test_files_that_are_not_what_they_say(tmp_path, name, content, message):
     if name:
