@@ -7,6 +7,7 @@ its size, and a process that a file ends is reported by isolated.py as such a fi
 """
 import json
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -36,7 +37,9 @@ def read_matlab(path: Path, key: str) -> np.ndarray:
         from scipy.io import loadmat, whosmat
 
         _limit_work(path)
-        key = _chosen(path, [name for name, _, _ in whosmat(path)], key)
+        kinds = {name: kind for name, _, kind in whosmat(path)}
+        key = _chosen(path, list(kinds), key)
+        _check_kind(path, key, kinds[key])
         table = numbers(loadmat(path, variable_names=[key])[key], f"{path}: the table {key}")
     if table.ndim not in (2, 3):
         raise UserError(f"{path}: {key} has the shape {table.shape}: a table has a column per image")
@@ -98,10 +101,8 @@ def _matlab_table_of_hdf5(path: Path, key: str) -> np.ndarray:
         key = _chosen(path, [name for name in file if not name.startswith("#")], key)
         if not isinstance(file[key], h5py.Dataset):
             raise UserError(f"{path}: {key} is not a table of numbers")
-        kind = np.asarray(file[key].attrs.get("MATLAB_class", b"double")).item()
-        if kind in (b"char", b"logical") or "MATLAB_empty" in file[key].attrs:
-            raise UserError(f"{path}: {key} is {'empty' if kind == b'double' else kind.decode()}; descriptors "
-                            "are real numbers")
+        kind = np.asarray(file[key].attrs.get("MATLAB_class", b"double")).item().decode()
+        _check_kind(path, key, "empty" if "MATLAB_empty" in file[key].attrs else kind)
         return numbers(file[key][()], f"{path}: the table {key}").T
 
 
@@ -141,6 +142,12 @@ def _chosen(path: Path, tables: list[str], key: str) -> str:
     if key not in tables:
         raise UserError(f"{path} holds the tables {', '.join(sorted(tables))}: say which with --key")
     return key
+
+
+def _check_kind(path: Path, key: str, kind: str) -> None:
+    """Of text and truth values, the numbers would be read."""
+    if kind not in ("double", "single") and not re.fullmatch("u?int(8|16|32|64)", kind):
+        raise UserError(f"{path}: the table {key} is of MATLAB's kind '{kind}'; descriptors are real numbers")
 
 
 def _allowed_bytes(path: Path) -> int:
@@ -187,7 +194,8 @@ def main() -> None:
             except UserError as error:
                 answer = {"error": str(error)}
             except Exception as error:      # damaged bytes make these libraries raise almost anything
-                answer = {"error": f"{path} is damaged, or not such a file ({type(error).__name__}: {error})"}
+                reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+                answer = {"error": f"{path} is damaged, or not a file of its kind ({reason})"}
             out.write(json.dumps(answer).encode() + b"\n")
             pipe = SimpleNamespace(write=out.write)     # NumPy seeks in what it takes for a file
             for array in arrays.values():

@@ -10,6 +10,7 @@
 import json
 import os
 import tokenize
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -174,7 +175,8 @@ def _numpy_table(path: Path) -> np.ndarray:
     # Not np.load, which reads archives and pickles, too. The header, at most 10,000 bytes, goes through
     # Python's parser, which has exceptions of its own; a table beyond the end of the file is refused
     try:
-        table = np.lib.format.open_memmap(path, mode="r")
+        with warnings.catch_warnings(action="ignore"):      # of Python 2's headers, and of overflows
+            table = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, TypeError, KeyError, SyntaxError, OverflowError, MemoryError, RecursionError,
             tokenize.TokenError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -121,14 +121,19 @@ def stacked(path, names: list[str], rows: list[np.ndarray]) -> np.ndarray:
 
 
 def _unit(table: np.ndarray) -> np.ndarray:
+    norms = _norms(table)
+    with np.errstate(invalid="ignore"):     # rows that are not finite become NaN
+        return (table / np.where(norms > 0, norms, np.nan)[:, None]).astype(np.float32)
+
+
+def _norms(table: np.ndarray) -> np.ndarray:
     # As float64: the squares of large float32 numbers are beyond float32
-    norms = np.sqrt(np.einsum("ij,ij->i", table, table, dtype=np.float64))
-    return (table / np.where(norms > 0, norms, np.nan)[:, None]).astype(np.float32)
+    return np.sqrt(np.einsum("ij,ij->i", table, table, dtype=np.float64))
 
 
 def _about_lengths(what: str, table: np.ndarray) -> str:
-    norms = np.sqrt(np.einsum("ij,ij->i", table, table, dtype=np.float64)) if table.shape[1] else np.empty(0)
-    norms = norms[np.isfinite(norms)]
+    norms = _norms(table)
+    norms = norms[np.isfinite(norms)] if table.shape[1] else np.empty(0)
     count = np.count_nonzero(np.abs(norms - 1) > _NEAR_UNIT)
     return count and (f"{count} of {len(norms)} {what} are not of unit length: their norms are from "
                       f"{norms.min():.3g} to {norms.max():.3g}, and their similarity, an inner product, depends on "

@@ -35,7 +35,7 @@ class Reader:
             self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise UserError(f"{path} is damaged, or not such a file (its reader, a process of its own, was "
+            raise UserError(f"{path} is damaged, or not a file of its kind (its reader, a process of its own, was "
                             f"ended by {_name(self._process.wait())})")
         found = json.loads(answer)
         if "error" in found:

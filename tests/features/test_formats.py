@@ -190,7 +190,7 @@ def test_tensorflow_delg(table, tmp_path):
     ("f.pickle", pickle.dumps([1, 2]), "holds no dictionary"),
     ("f.pickle", pickle.dumps(print), "builtins.print.*nothing was executed"),
     ("f.pickle", pickle.dumps({"a": np.ones(2), "b": np.ones(3)}), "different lengths"),
-    ("f.npy", b"nothing", "not a table that NumPy can read"), ("f.mat", b"nothing", "damaged, or not such"),
+    ("f.npy", b"nothing", "not a table that NumPy can read"), ("f.mat", b"nothing", "damaged, or not a file of its kind"),
     ("f.npy", b"", "not a table that NumPy can read"), ("f.npy", b"\x93NUMPY", "not a table that NumPy can"),
     ("f.pickle", pickle.dumps({"a": {"scores": [1.0]}}), "a has no locations and no descriptors"),
     ("f.pickle", pickle.dumps({"a": "b"}), "a holds text; descriptors are real numbers"),
