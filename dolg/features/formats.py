@@ -135,6 +135,8 @@ def _export_pickle(store: FeatureStore, path: Path) -> None:
 
 def _tabular(path: Path, table: np.ndarray, names: Path | None, transpose: bool) -> Imported:
     """The images of a table (n,D). Where names are for its columns alone, these are the images."""
+    if not table.size:      # it may claim any number of rows
+        raise UserError(f"{path} holds no numbers: its shape is {table.shape}")
     if transpose:
         table = table.T
     count, dim = table.shape
