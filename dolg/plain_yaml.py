@@ -48,18 +48,19 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[int, tuple[int, int]] = {}    # of each node: values with aliases written out, levels
 
     def compose_node(self, parent, index):
-        mark = self.peek_event().start_mark
+        event = self.peek_event()
+        mark = event.start_mark
         self._level += 1
         if self._level > _LEVELS:
             raise ComposerError(None, None, f"it nests deeper than {_LEVELS} levels", mark)
         node = super().compose_node(parent, index)
         self._level -= 1
-        if id(node) in self._sizes:     # an alias
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._sizes:
+                raise ComposerError(None, None, "an alias stands for what it is part of", mark)
             return node
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
-        if any(id(part) not in self._sizes for part in parts):
-            raise ComposerError(None, None, "an alias stands for what it is part of", mark)
         size = 1 + sum(self._sizes[id(part)][0] for part in parts)
         levels = 1 + max((self._sizes[id(part)][1] for part in parts), default=0)
         if size > _VALUES or levels > _LEVELS:
