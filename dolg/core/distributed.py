@@ -109,8 +109,14 @@ def failing_together(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
+        if getattr(error, "everywhere", False):     # by a block inside this one
+            raise
         failure = error
-    _raise_everywhere(failure)
+    if any_process(failure is not None)[0]:
+        failures = gather(failure)
+        failure = failure or next(filter(None, failures))
+        failure.everywhere = True
+        raise failure
 
 
 def agreed(batches: Iterable[Item]) -> Iterator[Item]:
@@ -123,12 +129,6 @@ def agreed(batches: Iterable[Item]) -> Iterator[Item]:
         if batch is nothing:
             return
         yield batch
-
-
-def _raise_everywhere(failure: Exception | None) -> None:
-    if any_process(failure is not None)[0]:
-        failures = gather(failure)
-        raise failure or next(filter(None, failures))
 
 
 def is_launched() -> bool:
