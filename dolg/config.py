@@ -443,8 +443,12 @@ _C.DATA_LOADER.REDUCED_DECODE = True
 # What of the workers' job the GPU does: nothing (empty), augment (crop, resize, colours) or decode
 # (that, and the JPEGs by nvJPEG)
 _C.DATA_LOADER.ON_DEVICE = ""
-# Images of a training list looked for at the start: sample (a thousand of them), all or none
+# Images of a training list looked for at the start: sample (a thousand of them), all or none. Of as many,
+# except with none, the contents must be the same when the run goes on
 _C.DATA_LOADER.CHECK = "sample"
+# Training, at an image that cannot be read: stop, with a checkpoint of the step before, or skip: another of
+# its class takes its place, until more than 10 images and 1 % of the list were bad
+_C.DATA_LOADER.ON_ERROR = "stop"
 
 _C.CUDNN = CfgNode()
 # Let cuDNN try its algorithms (training, where sizes are fixed)

@@ -19,7 +19,8 @@ _CHOICES = {
     "OPTIM.LR_UPDATE": ("epoch", "step"), "INPUT.COLOUR": ("", "bgr", "rgb"),
     "TEST.METRIC": ("error", "recall"), "LOSS.TRIPLET.MINING": ("hard", "semihard"),
     "DEVICE": ("auto", "cpu"), "DATA_LOADER.ON_DEVICE": ("", "augment", "decode"),
-    "DATA_LOADER.CHECK": ("sample", "all", "none"), "INFER.LOCAL_DTYPE": ("float16", "int8"),
+    "DATA_LOADER.CHECK": ("sample", "all", "none"), "DATA_LOADER.ON_ERROR": ("stop", "skip"),
+    "INFER.LOCAL_DTYPE": ("float16", "int8"),
     "INFER.SCALE_POOLING": ("mean", "max"), "MODEL.RRT.SCALE_INDEX": ("nearest", "original"),
     "MODEL.RRT.INIT": ("xavier", "matching"),
     "TRAIN.PAIRS.POSITIVES": ("neighbours", "class"),
@@ -81,6 +82,10 @@ def check_cfg(cfg: CfgNode) -> None:
     if 0 < cfg.TRAIN.RESIZE < cfg.TRAIN.IM_SIZE:
         raise UserError(f"TRAIN.RESIZE is {cfg.TRAIN.RESIZE}, less than the crop's TRAIN.IM_SIZE "
                         f"{cfg.TRAIN.IM_SIZE}: give at least that, or 0")
+    if cfg.DATA_LOADER.ON_ERROR == "skip" and cfg.DATA_LOADER.ON_DEVICE == "decode":
+        raise UserError("DATA_LOADER.ON_ERROR is 'skip' and DATA_LOADER.ON_DEVICE 'decode': a GPU that decodes "
+                        "finds a bad image too late to replace it; set ON_DEVICE to 'augment', or ON_ERROR to "
+                        "'stop'")
     if cfg.MODEL.POOLING != "gem" and cfg.MODEL.ARCH != "gem":
         raise UserError(f"MODEL.POOLING is '{cfg.MODEL.POOLING}', but MODEL.ARCH {cfg.MODEL.ARCH} has poolings "
                         "of its own: take MODEL.ARCH gem, or leave the key alone")
