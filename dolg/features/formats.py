@@ -19,7 +19,7 @@ import numpy as np
 from dolg.errors import UserError
 from dolg.features.store import FeatureStore, LocalTable, StoreWriter
 from dolg.files import atomic_file, write_atomically
-from revisitop.pickles import PickleError, load_plain_pickle
+from revisitop.pickles import PickleError, load_plain_pickle, text_of
 
 
 @dataclass
@@ -124,7 +124,7 @@ def _import_pickle(path: Path) -> Imported:
         raise UserError(str(error)) from None
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{path} holds no dictionary from image name to descriptor")
-    names = [str(name) for name in entries]
+    names = [text_of(name) for name in entries]
     if isinstance(next(iter(entries.values())), dict):
         # DELG saves no global descriptors and no scales, and locations as rows and columns
         parts = [(np.asarray(entry["descriptors"]), np.asarray(entry["locations"])[:, ::-1],

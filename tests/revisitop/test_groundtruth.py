@@ -38,7 +38,8 @@ GOOD = {"bbx": None, "easy": [0], "hard": [], "junk": [1]}
     ({**GOOD, "hard": [0]}, "labels image 0 more than once"),
     ({**GOOD, "bbx": [1, 2, 3]}, "not four finite numbers"),
     ({**GOOD, "bbx": [1, 2, 3, float("nan")]}, "not four finite numbers"),
-    ({"easy": [0], "hard": []}, "has no junk"),
+    ({"easy": [0], "junk": []}, "has no hard (labels are easy and hard, or ok, and perhaps junk; found: 'easy', 'junk')"),
+    ({"bbx": None}, "has no ok"),
     ([0], "a list as its entry"),
 ])
 def test_a_bad_entry_names_its_query(make_ground_truth, tmp_path, entry, message):
