@@ -16,6 +16,7 @@ from benchmarks.fuzz.harness import Outcome, Target, case_file, fuzz, work
 # Kind -> "module:TARGET" in this folder; imported when it is asked for
 KINDS: dict[str, str] = {
     "pickle": "pickles:PICKLE",
+    "weights": "weights:WEIGHTS",
 }
 
 

@@ -62,7 +62,7 @@ def _generated(choose: random.Random) -> bytes:
     parts = []
     for _ in range(choose.randrange(1, 200)):
         if choose.random() < 0.3:               # a call, with arguments of a likely shape
-            arguments = [choose.choice((b"X", b"C", b"K", b")", b"]", b"N", b"h", b"J")) for _ in range(choose.randrange(7))]
+            arguments = choose.choices((b"X", b"C", b"K", b")", b"]", b"N", b"h", b"J"), k=choose.randrange(7))
             parts += [b"c" + _argument(choose, b"c"), b"(", *(a + _argument(choose, a) for a in arguments), b"tR"]
         else:
             code = choose.choice(codes)

@@ -31,11 +31,11 @@ def load_weights(module: nn.Module, path: str | Path, start: bool = False,
     """
     backbone = getattr(module, "backbone", module)
     layout, parts, notes = read_parts(path, as_timm=isinstance(backbone, TimmBackbone))
-    source = f"{path} ({layout})" + (f" [{'; '.join(notes)}]" if notes else "")
+    source, notes = f"{path} ({layout})", f" [{'; '.join(notes)}]" if notes else ""
     target, given = _match(module, parts)
     if target is None:
         raise UserError(f"{source} has weights of {' and '.join(parts)}, "
-                        f"none of a {type(module).__name__}")
+                        f"none of a {type(module).__name__}{notes}")
     if isinstance(target, TimmBackbone):
         given = _timm_keys(target, given)
     if hasattr(target, "input_spec"):       # a network, not a loss
@@ -43,8 +43,8 @@ def load_weights(module: nn.Module, path: str | Path, start: bool = False,
         if colour not in ("", target.input_spec.colour):
             given = swap_colours(given)
     if partial:
-        return _load_what_fits(target, given, source)
-    return _load_all(module, target, given, source, start)
+        return _load_what_fits(target, given, source, notes)
+    return _load_all(module, target, given, source, notes, start)
 
 
 class Parts(NamedTuple):
@@ -64,13 +64,13 @@ def read_parts(path: str | Path, as_timm: bool = False) -> Parts:
     return Parts(*sort_keys(state, str(path), as_timm), notes)
 
 
-def _load_all(module: nn.Module, target: nn.Module, given: dict, source: str, start: bool) -> str:
+def _load_all(module: nn.Module, target: nn.Module, given: dict, source: str, notes: str, start: bool) -> str:
     own = target.state_dict()
     given = {**{key: value for key, value in own.items() if key.endswith(".num_batches_tracked")}, **given}
     missing, unexpected, shapes = compare(own, given)
     if missing or unexpected or shapes:
         raise UserError(f"{source} is not of this {type(module).__name__}: "
-                        + describe_difference(missing, unexpected, shapes))
+                        f"{describe_difference(missing, unexpected, shapes)}{notes}")
     untouched = set()
     if target is not module:
         rest = set(module.state_dict()) - {f"backbone.{key}" for key in own} - _UNTRAINED
@@ -78,23 +78,23 @@ def _load_all(module: nn.Module, target: nn.Module, given: dict, source: str, st
     if untouched and not start:
         raise UserError(f"{source} has a backbone alone, and this {type(module).__name__} "
                         f"needs {_some(sorted(untouched))} as well: train it (TRAIN.WEIGHTS), or "
-                        "give weights of the whole model")
+                        f"give weights of the whole model{notes}")
     target.load_state_dict(given)
     left = f"; left as initialised: {_some(sorted(untouched))}" if untouched else ""
-    return f"loaded {len(own)} tensors of {source} into {type(target).__name__}{left}"
+    return f"loaded {len(own)} tensors of {source} into {type(target).__name__}{notes}{left}"
 
 
-def _load_what_fits(target: nn.Module, given: dict, source: str) -> str:
+def _load_what_fits(target: nn.Module, given: dict, source: str, notes: str) -> str:
     own = target.state_dict()
     missing, unexpected, shapes = compare(own, given)
     fitting = {key: value for key, value in given.items()
                if key in own and own[key].shape == value.shape}
     if not fitting:
         raise UserError(f"{source} has nothing that fits this {type(target).__name__}: "
-                        + describe_difference(missing, unexpected, shapes))
+                        f"{describe_difference(missing, unexpected, shapes)}{notes}")
     target.load_state_dict(fitting, strict=False)
     lines = [f"loaded {len(fitting)} of {len(own)} tensors of this {type(target).__name__} from "
-             f"{source}: {_some(_branches(fitting), 40)}"]
+             f"{source}: {_some(_branches(fitting), 40)}{notes}"]
     for what, keys in (("left as initialised", missing), ("in the file, not used", unexpected),
                        ("of another shape, left as initialised", shapes)):
         if keys:
