@@ -72,11 +72,15 @@ def read_weights(path: str | Path) -> Weights:
     What is neither tensors nor plain data is skipped where the weights can be had without it. Raises
     UserError where the file is missing, damaged, or has no weights that can be read as data.
     """
+    refusal, skipped = None, []
     try:
-        content, refusal = read_file(path), None
+        content = read_file(path)
     except _Refused as error:
         content, refusal = _read_archive(Path(path)), error
+        skipped = list(_skipped(content))
     found = _find(content)
+    if skipped:
+        found.notes.append(f"skipped what is not plain data: {_names(skipped)}")
     if not found.state and refusal:
         raise UserError(f"{refusal}. If you trust its origin, save its weights alone, in Python: import torch; "
                         f"content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
@@ -143,21 +147,16 @@ def _find(content: dict) -> Weights:
         parts = {"model": content.get("average") or content["model"], "loss": content["loss"]}
         return Weights({f"{part}.{key}": value for part, state in parts.items()
                         for key, value in _tensors(state).items()}, [])
-    notes = []
-    if skipped := list(_skipped(content)):
-        notes.append(f"skipped what is not plain data: {_names(skipped)}")
     found = dict(_state_dicts(content, "", set()))
     if not found:
-        return Weights({}, notes)
+        return Weights({}, [])
     enough = max(map(len, found.values())) / 2
     whole = [name for name, state in found.items() if len(state) >= enough]
     taken = min(whole, key=lambda name: (bool(_AVERAGE.search(name)), name.split(".")[-1] not in _USUAL,
                                          -len(found[name])))
-    if taken:
-        notes.insert(0, f"taken from {taken!r}")
-    others = [name for name in whole if name != taken]
-    if others:
-        notes.insert(1, f"{_names(map(repr, others))} {'hold' if len(others) > 1 else 'holds'} weights as well")
+    notes = [f"taken from {taken!r}"] if taken else []
+    if others := [name for name in whole if name != taken]:
+        notes.append(f"{_names(map(repr, others))} {'hold' if len(others) > 1 else 'holds'} weights as well")
     return Weights(found[taken], notes)
 
 
