@@ -9,6 +9,7 @@ from torch import nn
 import dolg
 from dolg.core.checkpoint import load_weights
 from dolg.core.distributed import device
+from dolg.core.download import weights_file
 from dolg.core.logging import say
 from dolg.core.precision import PRECISIONS
 from dolg.core.saving import best_checkpoint, newest_checkpoint
@@ -61,7 +62,7 @@ def _weights_file(cfg) -> Path:
     if cfg.TEST.WEIGHTS == "best":
         return best_checkpoint(cfg.OUT_DIR)
     if cfg.TEST.WEIGHTS:
-        return Path(cfg.TEST.WEIGHTS)
+        return weights_file(cfg.TEST.WEIGHTS)
     newest = newest_checkpoint(cfg.OUT_DIR)
     if newest is None:
         raise UserError(f"TEST.WEIGHTS is empty, and {cfg.OUT_DIR}/checkpoints holds no checkpoint: "

@@ -22,7 +22,7 @@ from dolg.features.imported import Imported, joined, local_features, numbers, st
 from dolg.features.isolated import Reader
 from dolg.features.store import FeatureStore, LocalTable, StoreWriter
 from dolg.files import atomic_file, write_atomically
-from revisitop.pickles import PickleError, load_plain_pickle
+from revisitop.pickles import PickleError, load_plain_pickle, text_of
 
 
 def import_file(path: Path, key: str = "", names: Path | None = None, transpose: bool = False) -> Imported:
@@ -103,7 +103,7 @@ def _import_pickle(path: Path) -> Imported:
         raise UserError(str(error)) from None
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{path} holds no dictionary from image name to descriptor")
-    names = [os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in entries]
+    names = [text_of(name) for name in entries]
     try:
         if all(isinstance(entry, dict) for entry in entries.values()):
             parts = [_delg_entry(path, name, entry) for name, entry in zip(names, entries.values())]
