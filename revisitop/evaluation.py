@@ -248,7 +248,7 @@ def lengths_of(stores: Sequence[Store]) -> dict:
                 part, of_part = table[:chunk.shape[0]], status[:chunk.shape[0]]
                 chunk.read(0, part, of_part)
                 found.append(np.sqrt(np.einsum("nd,nd->n", part, part))[of_part == 0])
-    lengths = np.concatenate(found)
+    lengths = np.minimum(np.concatenate(found), np.finfo(np.float32).max)      # JSON has no infinity
     lengths, checked = lengths[lengths > 0], len(lengths)
     other = np.abs(lengths - 1) > _LENGTH_TOLERANCE
     return {"checked": checked, "zero": checked - len(lengths), "other": int(other.sum()),

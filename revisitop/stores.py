@@ -65,6 +65,7 @@ def row_sums(descriptors: np.ndarray, status: np.ndarray) -> np.ndarray:
 def sealed(content: bytes) -> bytes:
     """A chunk's file, whose "images" begin with NO_SEAL as "seal", with its seal: the SHA-256 of the
     header, its length and its padding included, as it was with NO_SEAL."""
+    assert content[8:_SEAL.start] == _BEFORE_SEAL and content[_SEAL] == NO_SEAL.encode(), content[:200]
     start = 8 + int.from_bytes(content[:8], "little")
     return content[:_SEAL.start] + _seal_of(content[:start]) + content[_SEAL.stop:]
 
@@ -79,9 +80,9 @@ def _seal_of(header: bytes) -> bytes:
 class Chunk:
     """One file of a store: nothing but its header is read before it is used, and then mapped.
 
-    file: its path; rows, dim: the shape that `global` must have, None: as many rows as it has; of: the store (`settings_digest`) and the
-    place in it that it must be of, if it says any. Raises StoreError for a file that is damaged, cut off,
-    of another shape or another store.
+    file: its path; rows, dim: the shape that `global` must have, None: as many rows as it has; of: the
+    store (`settings_digest`) and the place in it that it must be of, if it says any. Raises StoreError for
+    a file that is damaged, cut off, of another shape or another store.
     """
 
     def __init__(self, file: str, rows: int | None, dim: int, of: tuple[str, int] | None = None):
@@ -153,7 +154,8 @@ class Chunk:
     def _check_layout(self) -> None:
         """Raise StoreError unless the tensors fill the file, one after another."""
         if self.is_sealed:      # the header is as it was written
-            ends = [entry["data_offsets"][1] for name, entry in self._header.items() if name != "__metadata__"]
+            ends = [entry["data_offsets"][1] for name, entry in self._header.items()
+                    if name != "__metadata__"]
             if max(ends) == self._size - self._start:
                 return
         try:

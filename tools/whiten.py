@@ -55,9 +55,9 @@ def check_learned_alike(args: argparse.Namespace, store: FeatureStore) -> None:
     for file, local in ((args.apply, False), (args.apply_local, True)):
         differing = file and not args.across and learned_from_others(file, store.manifest, local)
         if differing:
-            raise UserError(f"{file} was learned from descriptors that were made with different {differing} of "
-                            f"{store.path}: learn it from such a store, or give --across to apply it all the "
-                            "same")
+            raise UserError(f"{file} was learned from descriptors that were made with different {differing} "
+                            f"of {store.path}: learn it from such a store, or give --across to apply it "
+                            "all the same")
 
 
 def main() -> None:

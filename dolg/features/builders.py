@@ -55,7 +55,8 @@ def _tell_of_whitening(cfg, provenance: dict) -> None:
     unwhitened = {key: value for key, value in provenance.items() if not key.endswith("whitening")}
     for file, local in ((cfg.INFER.WHITENING, False), (cfg.INFER.LOCAL and cfg.INFER.LOCAL_WHITENING, True)):
         if file and (differing := learned_from_others(file, unwhitened, local)):
-            say(f"WARNING: {file} was learned from descriptors that were made with different {differing} here")
+            say(f"WARNING: {file} was learned from descriptors that were made with different {differing} "
+                "here")
 
 
 def _weights_file(cfg) -> Path:

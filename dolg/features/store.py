@@ -7,9 +7,9 @@
         sums     uint32 (n,)    of each row's bits, see revisitop.stores.row_sums; older stores have none
         stamps   int64 (n,2)    size in bytes and time of change in ns of each image file, -1 where unknown;
                                 older stores have none
-        metadata "images"       JSON {"seal": SHA-256 of the header, "store": SHA-256 of what the manifest says
-                                of how all was made, "index": the chunk's (revisitop.stores explains these
-                                three, which older stores lack), "names": [...],
+        metadata "images"       JSON {"seal": SHA-256 of the header, "store": SHA-256 of what the manifest
+                                says of how all was made, "index": the chunk's (revisitop.stores explains
+                                these three, which older stores lack), "names": [...],
                                 "errors": {"row": "reason"},
                                 "warnings": {"row": "reason"} (absent where there are none),
                                 "digest": SHA-256 of all tensors' bytes, by name}

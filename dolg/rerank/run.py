@@ -107,8 +107,8 @@ def rerank(cfg, chains: Sequence[Sequence[str]] = (), across: bool = False) -> d
 
     Writes the reranked lists of each method and RERANK.TOP_K to RERANK.OUT_DIR as NAME.csv; with a ground
     truth, prints a table, and writes the results as NAME.json, in the form of
-    `revisitop/evaluate.py --json`. across: take stores that were made with different settings. Returns name -> result. In a process group all do their
-    share; each process must call this.
+    `revisitop/evaluate.py --json`. Returns name -> result. `across` takes stores that were made with
+    different settings. In a process group all do their share; each process must call this.
     """
     run = Reranking(cfg, chains or [cfg.RERANK.METHOD], across)
     results, before = {}, "lists" if cfg.RERANK.RANKING else "global"

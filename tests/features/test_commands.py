@@ -220,8 +220,8 @@ def test_stores_are_verified_turned_and_cut(store, run_tool, tmp_path):
 
 
 def test_stores_of_two_sizes_and_damaged_names_are_refused(store, keys, run_tool, tmp_path):
-    extract = ["tools/infer.py", "--cfg", CFG, *keys, "INFER.OUT_DIR", tmp_path, "INFER.SIZE", "32", "INFER.LOCAL",
-               "False"]
+    extract = ["tools/infer.py", "--cfg", CFG, *keys, "INFER.OUT_DIR", tmp_path, "INFER.SIZE", "32",
+               "INFER.LOCAL", "False"]
     assert run_tool(*extract).returncode == 0
     done = run_tool("tools/search.py", "build", tmp_path / "index", store, tmp_path / "photos")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
@@ -230,7 +230,8 @@ def test_stores_of_two_sizes_and_damaged_names_are_refused(store, keys, run_tool
     file.write_bytes(file.read_bytes().replace(b"12.jpg", b"12.jpf"))
     for command in ([*extract, "--check"], extract):
         done = run_tool(*command)
-        assert done.returncode == 1 and f"{file} is damaged: its header is not as it was written" in done.stderr
+        assert done.returncode == 1
+        assert f"{file} is damaged: its header is not as it was written" in done.stderr
 
 
 def test_local_features_need_attention(keys, run_tool, tmp_path):

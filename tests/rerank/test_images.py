@@ -57,7 +57,8 @@ def test_local_features_of_other_settings_are_refused(tables, write_store):
     first = write_store("a", descriptors, local, local_whitening="x")
     second = write_store("b", descriptors, local)
     query, database = StoredImages([first]), StoredImages([second])
-    with pytest.raises(UserError, match="a and .*b were made with different local_whitening: x and none .*--across"):
+    message = "a and .*b were made with different local_whitening: x and none .*--across"
+    with pytest.raises(UserError, match=message):
         check_local(query, database, "spatial")
     check_made_alike([first, second])
     check_local(StoredImages([FeatureStore(first.path, across=True)]), database, "spatial")

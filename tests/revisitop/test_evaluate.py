@@ -285,7 +285,8 @@ def test_what_failed_or_is_not_of_unit_length_is_said(run_tool, make_store, make
 
 
 @pytest.mark.parametrize("which, count", [("query", 5), ("database", 40), ("far", 30)])
-def test_stores_of_failures_alone_are_an_error(run_tool, make_store, make_ground_truth, tmp_path, which, count):
+def test_stores_of_failures_alone_are_an_error(run_tool, make_store, make_ground_truth, tmp_path, which,
+                                               count):
     gnd = make_ground_truth(tmp_path / "gnd_x.pkl", [f"image {i}" for i in range(40)],
                             [f"query {i}" for i in range(5)], [{"easy": [3], "hard": [], "junk": []}] * 5)
     paths = _faulty(tmp_path, make_store, all_failed=which)

@@ -13,7 +13,8 @@ from revisitop import Store, StoreError
 from revisitop.stores import Chunk, row_sums
 
 
-def write(path: Path, count: int, seed: int = 0, names=None, chunk_size: int = 2, dim: int = 3, **how) -> Path:
+def write(path: Path, count: int, seed: int = 0, names=None, chunk_size: int = 2, dim: int = 3,
+          **how) -> Path:
     """A store of random unit vectors, of which image 1 failed."""
     table = np.random.default_rng(seed).standard_normal((count, dim))
     table /= np.linalg.norm(table, axis=1, keepdims=True)
@@ -21,7 +22,7 @@ def write(path: Path, count: int, seed: int = 0, names=None, chunk_size: int = 2
                          {"weights_digest": "w", "scales": [1.0], **how})
     for chunk in range(writer.num_chunks):
         rows = writer.rows(chunk)
-        writer.write_chunk(chunk, table[rows.start:rows.stop], {1: "no photo"} if chunk == 0 and count > 1 else {},
+        writer.write_chunk(chunk, table[rows.start:rows.stop], {} if chunk or count < 2 else {1: "no photo"},
                            stamps=np.full((len(rows), 2), -1))
     return path
 
@@ -70,7 +71,8 @@ def test_sums_of_rows(dtype):
 
 def test_flipped_bits_are_told_by_the_commands(run_tool, tmp_path, make_ground_truth):
     query, database, far = (write(tmp_path / name, 4, seed) for seed, name in enumerate(("q", "d", "far")))
-    gnd = make_ground_truth(tmp_path / "gnd_x.pkl", [f"d {i}" for i in range(4)], [f"q {i}" for i in range(4)],
+    images, queries = ([f"{name} {i}" for i in range(4)] for name in "dq")
+    gnd = make_ground_truth(tmp_path / "gnd_x.pkl", images, queries,
                             [{"easy": [0], "hard": [2], "junk": []}] * 4)
     evaluate = ["revisitop/evaluate.py", "--gnd", gnd, "--query", query, "--database", database,
                 "--distractors", far]
@@ -79,17 +81,21 @@ def test_flipped_bits_are_told_by_the_commands(run_tool, tmp_path, make_ground_t
     content = file.read_bytes()
     place = content.index(Store(far).chunk(1).descriptors.tobytes())
     file.write_bytes(_flipped(content, 8 * place + 3))       # a low bit of a mantissa
-    for command in (evaluate, ["tools/store.py", "verify", far], ["tools/search.py", "build", tmp_path / "i", far]):
+    for command in (evaluate, ["tools/store.py", "verify", far],
+                    ["tools/search.py", "build", tmp_path / "i", far]):
         done = run_tool(*command)
-        assert done.returncode == 1 and f"{file} is damaged" in done.stderr and done.stderr.count("\n") == 1
+        assert done.returncode == 1 and f"{file} is damaged" in done.stderr
+        assert done.stderr.count("\n") == 1
     done = run_tool("tools/info.py", far)
     assert done.returncode == 0 and f"damaged      {file} is damaged: 1 of 2 rows" in done.stdout
 
 
 @pytest.mark.parametrize("strange, message", [
-    (lambda path: write(path.parent / "a", 5, scales=[0.5]) / "chunk-000001.safetensors", "is of another store"),
+    (lambda path: write(path.parent / "a", 5, scales=[0.5]) / "chunk-000001.safetensors",
+     "is of another store"),
     (lambda path: write(path.parent / "b", 5) / "chunk-000001.safetensors", "is of another store"),
-    (lambda path: path / "chunk-000000.safetensors", "is chunk 0 of this store, and in the place of chunk 1")])
+    (lambda path: path / "chunk-000000.safetensors",
+     "is chunk 0 of this store, and in the place of chunk 1")])
 def test_chunks_of_elsewhere_are_refused(run_tool, tmp_path, strange, message):
     """Another model's, another store's, and one from another place in the store."""
     path = write(tmp_path / "own", 5)
@@ -136,7 +142,8 @@ def test_chunks_from_before_they_were_sealed_are_read(tmp_path):
         file = path / f"chunk-{number:06d}.safetensors"
         tensors, chunk = load_file(file), Store(path).chunk(number)
         del tensors["sums"], tensors["stamps"]
-        save_file(tensors, file, {"images": json.dumps({"names": chunk.names, "errors": {"1": "no photo"} if number == 0 else {}})})
+        errors = {} if number else {"1": "no photo"}
+        save_file(tensors, file, {"images": json.dumps({"names": chunk.names, "errors": errors})})
     FeatureStore(path).verify()
     np.testing.assert_array_equal(np.concatenate(list(Store(path).chunks())), expected)
     assert Store(path).names == [f"a {row}" for row in range(5)]
@@ -144,7 +151,8 @@ def test_chunks_from_before_they_were_sealed_are_read(tmp_path):
 
 @pytest.mark.parametrize("changes, message", [
     ({"count": 10**11}, "lacks 49999999999 of 50000000000 chunks (chunk-000001.safetensors, "
-                        "chunk-000002.safetensors, chunk-000003.safetensors, ...; the first is of images 2 to 3)"),
+                        "chunk-000002.safetensors, chunk-000003.safetensors, ...; the first is of images "
+                        "2 to 3)"),
     ({"count": 10**11, "chunk_size": 10**11}, "'global' as F32 (2, 3), where the manifest asks for"),
     ({"chunk_size": 10**11}, "chunk_size"), ({"dim": 10**11}, "'global' as F32 (2, 3)"),
     ({"count": 10**400}, "as count: it must be a whole number from 0 to"),
@@ -180,8 +188,9 @@ _STATUS = {"dtype": "U8", "shape": [2], "data_offsets": [32, 34]}
 
 
 @pytest.mark.parametrize("content, message", [
-    (_file(b"[" * 50_000), "is not JSON"), (_file([]), "is not a table"), ((2**62).to_bytes(8, "little"), "is cut"),
-    (_file({"global": _GLOBAL, "status": {**_STATUS, "data_offsets": [30, 32]}}, b"\0" * 32), "bytes 30 to 32"),
+    (_file(b"[" * 50_000), "is not JSON"), (_file([]), "is not a table"),
+    ((2**62).to_bytes(8, "little"), "is cut"),
+    (_file({"global": _GLOBAL, "status": {**_STATUS, "data_offsets": [30, 32]}}, b"\0" * 32), "30 to 32"),
     (_file({"global": _GLOBAL, "status": _STATUS}, b"\0" * 33), "is cut off: it has"),
     (_file({"global": _GLOBAL, "status": _STATUS}, b"\0" * 35), "1 bytes follow its tensors"),
     (_file({"global": _GLOBAL, "status": {**_STATUS, "data_offsets": [32, 10**30]}}), "is cut off"),
