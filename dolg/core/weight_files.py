@@ -1,9 +1,7 @@
 """What a file of weights holds, whoever wrote it: read as data, and the state dict found in it."""
 import io
-import os
 import pickle
 import re
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,17 +14,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dolg.errors import UserError
-from revisitop.pickles import DAMAGE, PickleError, PickleReader, Skipped
+from revisitop.opcodes import DAMAGE, PickleError, Skipped
+from revisitop.pickles import PickleReader, memory_for
 
 # What damaged bytes make torch.load and zipfile raise
-_DAMAGE = (*DAMAGE, RuntimeError, AttributeError, AssertionError, ArithmeticError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (*DAMAGE, RuntimeError, AttributeError, AssertionError, ArithmeticError, zipfile.BadZipFile,
+           zlib.error)
 # Bytes that an archive may unpack to, and for each of its own; torch.save does not compress
 _SLACK, _GROWTH = 64 << 20, 16
 
 # What codes call the state dict in their files, what they call a moving average of it, and what else they
 # save that has tensors
-_USUAL = {"model_state", "state_dict", "model_state_dict", "state", "model", "net", "network", "weights", "params",
-          "module"}
+_USUAL = {"model_state", "state_dict", "model_state_dict", "state", "model", "net", "network", "weights",
+          "params", "module"}
 _AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow|teacher)($|[._])", re.IGNORECASE)
 _ASIDE = re.compile(r"optim|sched|scaler|rng|_metadata", re.IGNORECASE)
 
@@ -82,8 +82,8 @@ def read_weights(path: str | Path) -> Weights:
     if skipped:
         found.notes.append(f"skipped what is not plain data: {_names(skipped)}")
     if not found.state and refusal:
-        raise UserError(f"{refusal}. If you trust its origin, save its weights alone, in Python: import torch; "
-                        f"content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        raise UserError(f"{refusal}. If you trust its origin, save its weights alone, in Python: import "
+                        f"torch; content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
                         "torch.save(content['state_dict'], 'weights.pth')")
     if not found.state:
         raise UserError(f"{path} holds no weights; it has {_names(map(str, content)) or 'nothing'}")
@@ -120,7 +120,6 @@ def _read_archive(path: Path) -> dict:
     plain; empty where they cannot be read without running code."""
     if not _is_archive(path):
         return {}
-    memory = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), (64 << 20) + 128 * path.stat().st_size)
     try:
         with zipfile.ZipFile(path) as archive:
             records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
@@ -134,7 +133,7 @@ def _read_archive(path: Path) -> dict:
             if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
                 raise PickleError("its numbers are big-endian")
             data = archive.read(records["data.pkl"])
-            content = PickleReader(io.BytesIO(data), memory, storage, skip=True).load_whole()
+            content = PickleReader(io.BytesIO(data), memory_for(path.stat().st_size), storage, True).load_whole()
     except (PickleError, *_DAMAGE) as error:
         raise UserError(f"{path} is refused, nothing in it was run: {_reason(error)}") from None
     return content if isinstance(content, dict) else {}
