@@ -300,8 +300,8 @@ class PickleReader(OpcodeReader):
 
 # ------------------------------------------------------------------ what the file may name
 
-def _encode(reader: PickleReader, text="", encoding="latin1") -> bytes:
-    """Protocols 0 to 2 write bytes as Latin-1 text."""
+def _encode(reader: PickleReader, text=b"", encoding=None) -> bytes:
+    """Protocols 0 to 2 write bytes as Latin-1 text, and no bytes as a call without arguments."""
     if type(text) in (bytes, bytearray):
         reader.charge(len(text))
         return bytes(text)

@@ -377,6 +377,23 @@ def test_the_state_dict_is_found_whatever_is_around_it(tmp_path, kind):
     assert _same_outputs(saved, loaded)
 
 
+def test_a_pickle_of_arrays_and_safetensors_of_another_ending(tmp_path):
+    saved = _model()
+    arrays = {key: value.numpy() for key, value in saved.state_dict().items()}
+    (tmp_path / "arrays.pkl").write_bytes(pickle.dumps({"weights": arrays, "by": _Unknown()}))
+    save_file(saved.state_dict(), tmp_path / "safe.bin")
+    for name, said in (("arrays.pkl", "[taken from 'weights'; skipped what is not plain data: by "), ("safe.bin", "")):
+        loaded = _model(seed=1)
+        assert said in load_weights(loaded, tmp_path / name)
+        assert _same_outputs(saved, loaded)
+
+
+def test_a_web_page_in_the_place_of_weights_shows_itself(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"<!DOCTYPE html><html>Too many downloads")
+    with pytest.raises(UserError, match="neither of torch.save nor of safetensors, and begins with b'<!DOCTYPE html>"):
+        load_weights(_model(), tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_tensors_of_every_kind_beside_an_unknown_object(tmp_path, dtype):
     """Read from the archive by our own reader: views, shared storages, parameters, other precisions."""
