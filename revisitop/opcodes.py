@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-# Bytes that an opcode, and an object of a few values, take of memory at most: a limit of memory is one of time
+# Bytes that an opcode, and an object of a few values, take at most: a limit of memory is one of time
 OBJECT = 64
 _DEPTH = 100                # of containers in containers
 _INTEGER = 64               # bytes of an integer: its conversion to a float cannot overflow
@@ -278,7 +278,7 @@ _PLAIN = {type(None), bool, int, float}
 DAMAGE = (LookupError, TypeError, ValueError, EOFError, OverflowError, MemoryError, struct.error)
 
 
-# ------------------------------------------------------------------ the opcodes, as pickletools describes them
+# -------------------------------------------------------------- the opcodes, as pickletools describes them
 
 _BYTE, _SHORT, _SIGNED, _UNSIGNED, _LENGTH, _DOUBLE = map(struct.Struct, ("<B", "<H", "<i", "<I", "<Q", ">d"))
 

@@ -83,7 +83,8 @@ def read_weights(path: str | Path) -> Weights:
     if skipped:
         found.notes.append(f"skipped what is not plain data: {_names(skipped)}")
     if not found.state:
-        raise refusal or UserError(f"{path} holds no weights; it has {_names(map(str, content)) or 'nothing'}")
+        held = _names(map(str, content)) or "nothing"
+        raise refusal or UserError(f"{path} holds no weights; it has {held}")
     return found
 
 
@@ -91,9 +92,9 @@ def _refusal(path: Path, error: Exception) -> _Refused:
     if "Unsupported operand" in str(error):
         reason = f"it is neither of torch.save nor of safetensors, and begins with {_head(path)!r}"
     else:
-        reason = (f"{_reason(error)}. If you trust its origin, save its weights alone, in Python: import torch; "
-                  f"content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); torch.save("
-                  "content['state_dict'], 'weights.pth') (of a whole model: content.state_dict())")
+        reason = (f"{_reason(error)}. If you trust its origin, save its weights alone, in Python: import "
+                  f"torch; content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+                  "torch.save(content['state_dict'], 'weights.pth') (of a whole model: content.state_dict())")
     return _Refused(f"{path} is refused, nothing in it was run: {reason}")
 
 
