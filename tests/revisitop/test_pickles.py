@@ -13,6 +13,7 @@ import torch
 from benchmarks.fuzz.__main__ import summary
 from benchmarks.fuzz.harness import fuzz
 from benchmarks.fuzz.pickles import PICKLE
+from revisitop import Store
 from revisitop.pickles import PickleError, load_plain_pickle
 
 _SHARED = [1, 2]
@@ -179,6 +180,17 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path):
         file.truncate(1 << 40)
     with pytest.raises(PickleError, match="at most 1074 MB are read"):
         load_plain_pickle(tmp_path / "a.pkl", 1 << 30)
+
+
+def test_features_of_tensors_under_names_of_bytes_and_paths(run_tool, tmp_path):
+    rows = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.manual_seed(0)))
+    names = [b"im\xc3\xa9", pathlib.Path("a/b.jpg"), "c"]
+    (tmp_path / "f.pickle").write_bytes(pickle.dumps(collections.OrderedDict(zip(names, rows))))
+    done = run_tool("tools/store.py", "import", tmp_path / "f.pickle", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    store = Store(tmp_path / "store")
+    assert list(store.names) == ["im\xe9", "a/b.jpg", "c"]
+    np.testing.assert_array_equal(np.concatenate(list(store.chunks())), rows.numpy())
 
 
 def test_a_tensor_within_a_tensor_is_refused(tmp_path):
