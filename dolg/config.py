@@ -289,7 +289,8 @@ _C.TEST.SCALES = [0.7071]
 _C.TEST.BATCH_SIZE = 64
 # Shorter side before the centre crop of TRAIN.IM_SIZE, in pixels
 _C.TEST.IM_SIZE = 256
-# Weights for extraction; best: the best checkpoint in OUT_DIR by the evaluation; empty: the newest
+# Weights for extraction: a file, or torchvision://NETWORK[/VERSION]; best: the best checkpoint in OUT_DIR by
+# the evaluation; empty: the newest
 _C.TEST.WEIGHTS = ""
 
 # ---------------------------------------------------------------------------- extraction

@@ -155,8 +155,9 @@ def _labels(entry: Mapping, num_images: int) -> dict[str, np.ndarray]:
     labels = {}
     for kind in kinds:
         if kind not in entry and kind != "junk":
-            raise GroundTruthError(f"has no {kind} (labels are easy and hard, or ok, and perhaps junk; found: "
-                                   f"{', '.join(map(repr, list(entry)[:8])) or 'nothing'})")
+            found = ", ".join(map(repr, list(entry)[:8])) or "nothing"
+            raise GroundTruthError(f"has no {kind} (labels are easy and hard, or ok, and perhaps junk; "
+                                   f"found: {found})")
         labels[kind] = _indexes(entry.get(kind, ()), kind, num_images)
     every = np.concatenate(list(labels.values()))
     found, times = np.unique(every, return_counts=True)

@@ -15,7 +15,8 @@ from revisitop.pickles import PickleError, load_plain_pickle
 
 _NAMES = [f"im{number}" for number in range(4)]
 _PLAIN = [
-    {"imlist": _NAMES, "qimlist": ["q"], "gnd": [{"bbx": [1.5, 2, 3, 4], "easy": [0], "hard": [1], "junk": [2]}]},
+    {"imlist": _NAMES, "qimlist": ["q"],
+     "gnd": [{"bbx": [1.5, 2, 3, 4], "easy": [0], "hard": [1], "junk": [2]}]},
     {"imlist": np.array(_NAMES), "qimlist": np.array(["q"], object),
      "gnd": [{"bbx": np.arange(4.0), "easy": np.array([0, 1]), "hard": {2}, "junk": (np.int64(3),)}]},
     {"imlist": [name.encode() for name in _NAMES], "qimlist": [pathlib.PurePosixPath("a/q")],
@@ -28,12 +29,13 @@ _PLAIN = [
 ]
 _VALID = [pickle.dumps(value, protocol) for value in _PLAIN for protocol in range(6)]
 _CODES = [opcode.code.encode("latin1") for opcode in pickletools.opcodes]
-_CALLED = ["numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct", "numpy._core.multiarray scalar",
-           "numpy.core.numeric _frombuffer", "builtins set", "builtins getattr", "collections OrderedDict",
+_CALLED = ["numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct",
+           "numpy._core.multiarray scalar", "numpy.core.numeric _frombuffer", "builtins set",
+           "builtins getattr", "collections OrderedDict",
            "collections deque", "torch._utils _rebuild_tensor_v2", "torch.storage _load_from_bytes",
            "torch FloatStorage", "builtins range", "pathlib PosixPath", "_codecs encode", "os system"]
-_TEXTS = [b"O", b"O8", b"f4", b"U3", b"V8", b"b1", b"i8", b"f99999999", b"|", b"<", b"b", b"latin1", b"storage", b"C",
-          b"imlist", b"qimlist", b"gnd", b"easy", b"hard", b"", b"A" * 8, b"A" * 64]
+_TEXTS = [b"O", b"O8", b"f4", b"U3", b"V8", b"b1", b"i8", b"f99999999", b"|", b"<", b"b", b"latin1",
+          b"storage", b"C", b"imlist", b"qimlist", b"gnd", b"easy", b"hard", b"", b"A" * 8, b"A" * 64]
 _NUMBERS = [0, 1, 2, 3, 8, 255, 256, 65535, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
 
 
@@ -43,7 +45,8 @@ def _argument(choose: random.Random, code: bytes) -> bytes:
     if code in b"ci":
         return choose.choice(_CALLED).replace(" ", "\n").encode() + b"\n"
     if code in b"FILPSVgp":
-        return choose.choice([b"0", b"1", b"-1", b"7L", b"1e400", b"'abc'", b"9" * choose.choice((3, 9999))]) + b"\n"
+        digits = b"9" * choose.choice((3, 9999))
+        return choose.choice([b"0", b"1", b"-1", b"7L", b"1e400", b"'abc'", digits]) + b"\n"
     if code in b"K\x80hq\x8a\x82":
         return bytes([choose.choice((0, 1, 2, 3, 5, 255))])
     if code in b"UC\x8c":
@@ -62,13 +65,14 @@ def _generated(choose: random.Random) -> bytes:
     parts = []
     for _ in range(choose.randrange(1, 200)):
         if choose.random() < 0.3:               # a call, with arguments of a likely shape
-            arguments = choose.choices((b"X", b"C", b"K", b")", b"]", b"N", b"h", b"J"), k=choose.randrange(7))
-            parts += [b"c" + _argument(choose, b"c"), b"(", *(a + _argument(choose, a) for a in arguments), b"tR"]
+            kinds = choose.choices((b"X", b"C", b"K", b")", b"]", b"N", b"h", b"J"), k=choose.randrange(7))
+            arguments = [kind + _argument(choose, kind) for kind in kinds]
+            parts += [b"c" + _argument(choose, b"c"), b"(", *arguments, b"tR"]
         else:
             code = choose.choice(codes)
             parts.append(code + _argument(choose, code))
         if choose.random() < 0.3:
-            parts.append(choose.choice((b"\x94", b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"2", b"(", b"b", b"a")))
+            parts.append(choose.choice((b"\x94", b"q\0", b"q\1", b"h\0", b"h\1", b"2", b"(", b"b", b"a")))
     return b"".join(parts) + b"."
 
 

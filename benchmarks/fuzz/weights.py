@@ -19,10 +19,12 @@ from dolg.errors import UserError
 
 _STATE = OrderedDict({"module.stem.conv.weight": torch.arange(24.0).reshape(2, 3, 2, 2),
                       "module.stem.bn.bias": torch.ones(3, dtype=torch.bfloat16),
-                      "module.s1.weight": torch.arange(12).reshape(3, 4).t(), "module.s1.mask": torch.tensor([True])})
+                      "module.s1.weight": torch.arange(12).reshape(3, 4).t(),
+                      "module.s1.mask": torch.tensor([True])})
 _CONTENTS = [_STATE, {"state_dict": _STATE, "ema": dict(_STATE), "epoch": 3},
              {"model_state": _STATE, "args": argparse.Namespace(rate=0.1), "best": np.float64(0.5)},
-             {"net": {key: torch.nn.Parameter(value.float()) for key, value in _STATE.items()}, "mean": np.arange(3.0)}]
+             {"net": {key: torch.nn.Parameter(value.float()) for key, value in _STATE.items()},
+              "mean": np.arange(3.0)}]
 
 
 def _saved(content: dict, archive: bool) -> bytes:
@@ -46,7 +48,8 @@ def _rewritten(choose: random.Random, data: bytes) -> bytes:
             if record.filename.endswith("data.pkl"):
                 content = mutated(choose, content)
             elif choose.random() < 0.1:
-                content = choose.choice((b"", content * 2, content[:-1], bytes(100 << 20 if choose.random() < 0.01 else 9)))
+                zeros = bytes(100 << 20 if choose.random() < 0.01 else 9)
+                content = choose.choice((b"", content * 2, content[:-1], zeros))
             if choose.random() < 0.97:
                 new.writestr(record.filename, content)
     return file.getvalue()

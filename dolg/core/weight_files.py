@@ -1,9 +1,6 @@
 """What a file of weights holds, whoever wrote it: read as data, and the state dict found in it."""
-import io
-import os
 import pickle
 import re
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,17 +13,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dolg.errors import UserError
-from revisitop.pickles import DAMAGE, PickleError, PickleReader, Skipped
+from revisitop.opcodes import DAMAGE, PickleError, Skipped
+from revisitop.pickles import PickleReader, memory_for
 
 # What damaged bytes make torch.load and zipfile raise
-_DAMAGE = (*DAMAGE, RuntimeError, AttributeError, AssertionError, ArithmeticError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (*DAMAGE, RuntimeError, AttributeError, AssertionError, ArithmeticError, zipfile.BadZipFile,
+           zlib.error)
 # Bytes that an archive may unpack to, and for each of its own; torch.save does not compress
 _SLACK, _GROWTH = 64 << 20, 16
+_ARCHIVE = b"PK\3\4"
 
 # What codes call the state dict in their files, what they call a moving average of it, and what else they
 # save that has tensors
-_USUAL = {"model_state", "state_dict", "model_state_dict", "state", "model", "net", "network", "weights", "params",
-          "module"}
+_USUAL = {"model_state", "state_dict", "model_state_dict", "state", "model", "net", "network", "weights",
+          "params", "module"}
 _AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow|teacher)($|[._])", re.IGNORECASE)
 _ASIDE = re.compile(r"optim|sched|scaler|rng|_metadata", re.IGNORECASE)
 
@@ -51,14 +51,15 @@ def read_file(path: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f"no weights file {path}")
     try:
-        if path.suffix == ".safetensors":
+        head = _head(path)
+        if not head.startswith(_ARCHIVE) and (path.suffix == ".safetensors" or head[8:9] == b"{"):
             return load_file(path)
         _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {_reason(error)}") from None
     except pickle.UnpicklingError as error:
-        raise _Refused(f"{path} is refused, nothing in it was run: {_reason(error)}") from None
+        raise _refusal(path, error) from None
     except _DAMAGE as error:
         raise UserError(f"{path} is not a whole PyTorch file: {_reason(error)}") from None
     if not isinstance(content, dict):
@@ -76,18 +77,25 @@ def read_weights(path: str | Path) -> Weights:
     try:
         content = read_file(path)
     except _Refused as error:
-        content, refusal = _read_archive(Path(path)), error
+        content, refusal = _read_plain(Path(path)), error
         skipped = list(_skipped(content))
     found = _find(content)
     if skipped:
         found.notes.append(f"skipped what is not plain data: {_names(skipped)}")
-    if not found.state and refusal:
-        raise UserError(f"{refusal}. If you trust its origin, save its weights alone, in Python: import torch; "
-                        f"content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
-                        "torch.save(content['state_dict'], 'weights.pth')")
     if not found.state:
-        raise UserError(f"{path} holds no weights; it has {_names(map(str, content)) or 'nothing'}")
+        held = _names(map(str, content)) or "nothing"
+        raise refusal or UserError(f"{path} holds no weights; it has {held}")
     return found
+
+
+def _refusal(path: Path, error: Exception) -> _Refused:
+    if "Unsupported operand" in str(error):
+        reason = f"it is neither of torch.save nor of safetensors, and begins with {_head(path)!r}"
+    else:
+        reason = (f"{_reason(error)}. If you trust its origin, save its weights alone, in Python: import "
+                  f"torch; content = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+                  "torch.save(content['state_dict'], 'weights.pth') (of a whole model: content.state_dict())")
+    return _Refused(f"{path} is refused, nothing in it was run: {reason}")
 
 
 def _reason(error: Exception) -> str:
@@ -100,14 +108,14 @@ def _reason(error: Exception) -> str:
 
 # ------------------------------------------------------------------ archives of torch.save
 
-def _is_archive(path: Path) -> bool:
+def _head(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return file.read(4) == b"PK\3\4"
+        return file.read(16)
 
 
 def _check_archive(path: Path) -> None:
     """Refuse an archive that would unpack to far more than it has."""
-    if not _is_archive(path):
+    if not _head(path).startswith(_ARCHIVE):
         return
     with zipfile.ZipFile(path) as archive:
         size = sum(record.file_size for record in archive.infolist())
@@ -115,29 +123,34 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"its {path.stat().st_size / 1e6:.1f} MB would unpack to {size / 1e6:.0f} MB")
 
 
-def _read_archive(path: Path) -> dict:
-    """The contents of an archive of torch.save, with arrays for tensors and `Skipped` for what is not
-    plain; empty where they cannot be read without running code."""
-    if not _is_archive(path):
-        return {}
-    memory = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), (64 << 20) + 128 * path.stat().st_size)
+def _read_plain(path: Path) -> dict:
+    """The contents of an archive of torch.save, or of a pickle, with arrays for tensors and `Skipped` for
+    what is not plain; empty where there is no dictionary that can be read so."""
+    memory = memory_for(path.stat().st_size)
+    archived = _head(path).startswith(_ARCHIVE)
     try:
-        with zipfile.ZipFile(path) as archive:
-            records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
-
-            def storage(key: str, size: int) -> bytes:
-                record = records[f"data/{key}"]
-                if record.file_size != size:
-                    raise PickleError(f"its record {key} has {record.file_size} bytes, not {size}")
-                return archive.read(record)
-
-            if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
-                raise PickleError("its numbers are big-endian")
-            data = archive.read(records["data.pkl"])
-            content = PickleReader(io.BytesIO(data), memory, storage, skip=True).load_whole()
+        with zipfile.ZipFile(path) if archived else open(path, "rb") as file:
+            content = _read_records(file, memory) if archived else PickleReader(
+                file, memory, skip=True).load_whole()
     except (PickleError, *_DAMAGE) as error:
+        if not archived:
+            return {}
         raise UserError(f"{path} is refused, nothing in it was run: {_reason(error)}") from None
     return content if isinstance(content, dict) else {}
+
+
+def _read_records(archive: zipfile.ZipFile, memory: int):
+    records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
+
+    def storage(key: str, size: int) -> bytes:
+        record = records[f"data/{key}"]
+        if record.file_size != size:
+            raise PickleError(f"its record {key} has {record.file_size} bytes, not {size}")
+        return archive.read(record)
+
+    if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
+        raise PickleError("its numbers are big-endian")
+    return PickleReader(archive.open(records["data.pkl"]), memory, storage, skip=True).load_whole()
 
 
 # ------------------------------------------------------------------ finding the state dict

@@ -326,11 +326,15 @@ def _renamed(state: dict, prefix: str) -> dict:
     return {prefix + key: value for key, value in state.items()}
 
 
+def _uncounted(state: dict) -> dict:
+    return {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+
+
 # What people bring, and what is said of it
 BROUGHT = {
-    "counters": (lambda state: {key: value for key, value in state.items() if "num_batches_tracked" not in key},
-                 ["into DOLG"]),
-    "model_state_dict": (lambda state: {"epoch": 3, "model_state_dict": state}, ["[taken from 'model_state_dict']"]),
+    "counters": (_uncounted, ["into DOLG"]),
+    "model_state_dict": (lambda state: {"epoch": 3, "model_state_dict": state},
+                         ["[taken from 'model_state_dict']"]),
     "net": (lambda state: {"net": state, "acc": 0.5, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
             ["[taken from 'net']"]),
     "nested": (lambda state: {"checkpoint": {"stage 2": state}}, ["[taken from 'checkpoint.stage 2']"]),
@@ -338,9 +342,11 @@ BROUGHT = {
                            "rng_state": torch.ones(9)}, ["taken from 'model'; 'ema' holds weights as well"]),
     "compiled": (lambda state: {"state_dict": _renamed(state, "_orig_mod.")},
                  ["taken from 'state_dict'; '_orig_mod.' removed from all names"]),
-    "in parallel and compiled": (lambda state: _renamed(state, "module._orig_mod."), ["'module._orig_mod.' removed"]),
+    "in parallel and compiled": (lambda state: _renamed(state, "module._orig_mod."),
+                                 ["'module._orig_mod.' removed"]),
     "twice in parallel": (lambda state: _renamed(state, "module.module."), ["'module.module.' removed"]),
-    "lightning": (lambda state: {"state_dict": _renamed(state, "retriever.net.")}, ["'retriever.net.' removed"]),
+    "lightning": (lambda state: {"state_dict": _renamed(state, "retriever.net.")},
+                  ["'retriever.net.' removed"]),
     "model": (lambda state: _renamed(state, "model."), ["(dolg checkpoint) into DOLG"]),
     "numbers of NumPy": (lambda state: {"state_dict": state, "best": np.float64(0.5), "mean": np.ones(3)},
                          ["[taken from 'state_dict']"]),
@@ -354,8 +360,8 @@ BROUGHT = {
 @pytest.mark.parametrize("keys, prefix", [
     (["model.conv1.weight", "model.layer1.0.conv1.weight", "model.fc.bias"], "model."),
     (["student.backbone.stem.conv.weight", "student.fc.bias"], "student."),
-    (["model.blocks.0.norm.bias", "model.head.bias"], "model."),                # timm's, of which nothing is known
-    (["features.conv0.weight", "features.norm0.bias"], ""),                     # a DenseNet without classifier
+    (["model.blocks.0.norm.bias", "model.head.bias"], "model."),          # timm's
+    (["features.conv0.weight", "features.norm0.bias"], ""),          # a DenseNet without classifier
     (["module.conv1.weight", "layer1.0.conv1.weight"], ""),
 ])
 def test_prefixes(keys, prefix):
@@ -377,17 +383,35 @@ def test_the_state_dict_is_found_whatever_is_around_it(tmp_path, kind):
     assert _same_outputs(saved, loaded)
 
 
+def test_a_pickle_of_arrays_and_safetensors_of_another_ending(tmp_path):
+    saved = _model()
+    arrays = {key: value.numpy() for key, value in saved.state_dict().items()}
+    (tmp_path / "arrays.pkl").write_bytes(pickle.dumps({"weights": arrays, "by": _Unknown()}))
+    save_file(saved.state_dict(), tmp_path / "safe.bin")
+    for name, said in (("arrays.pkl", "[taken from 'weights'; skipped what is not plain data: by "),
+                       ("safe.bin", "")):
+        loaded = _model(seed=1)
+        assert said in load_weights(loaded, tmp_path / name)
+        assert _same_outputs(saved, loaded)
+
+
+def test_a_web_page_in_the_place_of_weights_shows_itself(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"<!DOCTYPE html><html>Too many downloads")
+    with pytest.raises(UserError, match="neither of torch.save nor of safetensors, and begins with b'<!DOC"):
+        load_weights(_model(), tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_tensors_of_every_kind_beside_an_unknown_object(tmp_path, dtype):
     """Read from the archive by our own reader: views, shared storages, parameters, other precisions."""
     whole = torch.arange(24).reshape(4, 6).to(dtype)
-    state = {"a": whole, "b": whole[1:3, ::2], "c": whole.t(), "d": torch.nn.Parameter(whole), "e": torch.tensor(3),
-             "f": torch.tensor([True, False]), "g": torch.empty(0, 3)}
+    state = {"a": whole, "b": whole[1:3, ::2], "c": whole.t(), "d": torch.nn.Parameter(whole),
+             "e": torch.tensor(3), "f": torch.tensor([True, False]), "g": torch.empty(0, 3)}
     torch.save({"state_dict": state, "other": _Unknown()}, tmp_path / "w.pth")
     read = read_weights(tmp_path / "w.pth").state
     assert read.keys() == state.keys()
     for key, tensor in state.items():
-        wanted = tensor.detach().float() if dtype == torch.bfloat16 and tensor.dtype == dtype else tensor.detach()
+        wanted = tensor.detach().float() if tensor.dtype == torch.bfloat16 else tensor.detach()
         assert read[key].dtype == wanted.dtype and torch.equal(read[key], wanted), key
 
 
@@ -396,8 +420,9 @@ def test_through_the_command_line(run_tool, tiny, tmp_path):
     options = [*tiny[2:], "MODEL.ARCH", "gem"]
     torch.manual_seed(0)
     model = build_model(load_cfg(str(ROOT / tiny[1]), list(map(str, options))))
-    state = _renamed({key: value for key, value in model.state_dict().items() if "num_batches" not in key}, "module.")
-    torch.save({"net": state, "ema": dict(state), "args": argparse.Namespace(), "loss": np.float32(1)}, tmp_path / "w.pth")
+    state = _renamed(_uncounted(model.state_dict()), "module.")
+    torch.save({"net": state, "ema": dict(state), "args": argparse.Namespace(), "loss": np.float32(1)},
+               tmp_path / "w.pth")
     command = ["tools/convert_weights.py", *tiny[:2], "--output", tmp_path / "out.pyth", "--from"]
     done = run_tool(*command, tmp_path / "w.pth", *options)
     assert done.returncode == 0, done.stderr

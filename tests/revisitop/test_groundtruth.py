@@ -41,7 +41,8 @@ GOOD = {"bbx": None, "easy": [0], "hard": [], "junk": [1]}
     ({**GOOD, "hard": [0]}, "labels image 0 more than once"),
     ({**GOOD, "bbx": [1, 2, 3]}, "not four finite numbers"),
     ({**GOOD, "bbx": [1, 2, 3, float("nan")]}, "not four finite numbers"),
-    ({"easy": [0], "junk": []}, "has no hard (labels are easy and hard, or ok, and perhaps junk; found: 'easy', 'junk')"),
+    ({"easy": [0], "junk": []},
+     "has no hard (labels are easy and hard, or ok, and perhaps junk; found: 'easy', 'junk')"),
     ({"bbx": None}, "has no ok"),
     ([0], "a list as its entry"),
 ])
@@ -109,7 +110,8 @@ PLAIN = {"imlist": [f"image {i}" for i in range(40)], "qimlist": [f"query {i}" f
     lambda entry: OrderedDict(easy=deque(entry["easy"]), hard=torch.tensor(entry["hard"], dtype=torch.int64)),
 ], ids=["no junk", "ok alone", "sets", "collections"])
 @pytest.mark.parametrize("names", [list, lambda names: [name.encode() for name in names],
-                                   lambda names: tuple(map(PurePosixPath, names))], ids=["text", "bytes", "paths"])
+                                   lambda names: tuple(map(PurePosixPath, names))],
+                         ids=["text", "bytes", "paths"])
 def test_what_people_pickle(toy, change, names):
     """The same metrics as of lists and text, with empty junk."""
     entries = pickle.loads(toy["gnd"].read_bytes())["gnd"]
@@ -119,9 +121,9 @@ def test_what_people_pickle(toy, change, names):
     for gnd, content in ((toy["gnd"], {**PLAIN, "gnd": plain}), (toy["gnd"].with_name("gnd_other.pkl"), {
             **{key: names(value) for key, value in PLAIN.items()}, "gnd": np.array(changed, object)})):
         gnd.write_bytes(pickle.dumps(content))
-    results = [evaluate_stores(load_ground_truth(gnd), Store(toy["query"]), Store(toy["database"]), [])["protocols"]
-               for gnd in (toy["gnd"], toy["gnd"].with_name("gnd_other.pkl"))]
-    assert results[0] == results[1]
+    wanted, got = (evaluate_stores(load_ground_truth(gnd), Store(toy["query"]), Store(toy["database"]), [])
+                   for gnd in (toy["gnd"], toy["gnd"].with_name("gnd_other.pkl")))
+    assert got["protocols"] == wanted["protocols"]
 
 
 def test_no_junk_through_the_command_line(run_tool, make_store, toy, tmp_path):
@@ -131,8 +133,8 @@ def test_no_junk_through_the_command_line(run_tool, make_store, toy, tmp_path):
     toy["gnd"].write_bytes(pickle.dumps(defaultdict(dict, {
         b"imlist": [b"a", Path("b"), "c"], "qimlist": ("q",), "gnd": [OrderedDict(ok={0, 2})]})))
     stores = [make_store(tmp_path / "q", ["q"], axes[:1]), make_store(tmp_path / "d", names, axes)]
-    done = run_tool("revisitop/evaluate.py", "--gnd", toy["gnd"], "--query", stores[0], "--database", stores[1],
-                    "--json", tmp_path / "out.json")
+    done = run_tool("revisitop/evaluate.py", "--gnd", toy["gnd"], "--query", stores[0], "--database",
+                    stores[1], "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     # Trapezoids: (1 + 1) / 2 / 2, and (1/2 + 2/3) / 2 / 2
     assert json.loads((tmp_path / "out.json").read_text())["protocols"]["plain"]["mAP"] == pytest.approx(

@@ -13,25 +13,31 @@ import torch
 from benchmarks.fuzz.__main__ import summary
 from benchmarks.fuzz.harness import fuzz
 from benchmarks.fuzz.pickles import PICKLE
+from revisitop import Store
 from revisitop.pickles import PickleError, load_plain_pickle
 
 _SHARED = [1, 2]
 _ITEMS = [
     (None, None), (True, True), (-(1 << 70), -(1 << 70)), (1 << 200, 1 << 200), (float("inf"), float("inf")),
-    ("é\n\\'\"", "é\n\\'\""), (b"", b""), (b"a\xff" * 200, b"a\xff" * 200), (bytearray(b"q"), bytearray(b"q")),
-    ([1, [2, (3, 4, 5, 6), ()]], [1, [2, (3, 4, 5, 6), ()]]), ({"a": 1, 2: b"b", None: {}}, {"a": 1, 2: b"b", None: {}}),
+    ("é\n\\'\"", "é\n\\'\""), (b"", b""), (b"a\xff" * 200, b"a\xff" * 200),
+    (bytearray(b"q"), bytearray(b"q")), ([1, [2, (3, 4, 5, 6), ()]], [1, [2, (3, 4, 5, 6), ()]]),
+    ({"a": 1, 2: b"b", None: {}}, {"a": 1, 2: b"b", None: {}}),
     ({1, 2}, {1, 2}), (frozenset("ab"), frozenset("ab")), ([_SHARED, _SHARED], [[1, 2], [1, 2]]),
     (collections.OrderedDict(b=1, a=2), {"b": 1, "a": 2}), (collections.defaultdict(list, a=[1]), {"a": [1]}),
     (collections.Counter("aab"), {"a": 2, "b": 1}), (collections.deque([1, 2], 5), [1, 2]),
-    (pathlib.Path("/a/b.jpg"), "/a/b.jpg"), (pathlib.PureWindowsPath("c\\d.jpg"), "c/d.jpg"), (range(9, 0, -4), [9, 5, 1]),
+    (pathlib.Path("/a/b.jpg"), "/a/b.jpg"), (pathlib.PureWindowsPath("c\\d.jpg"), "c/d.jpg"),
+    (range(9, 0, -4), [9, 5, 1]),
     (np.float32(2.5), 2.5), (np.str_("hé"), "hé"), (np.bool_(True), True),
-    (np.array([[1, "a"], [None, {2: 3}]], object), [[1, "a"], [None, {2: 3}]]), (np.array({"a": 1}, object), {"a": 1}),
+    (np.array([[1, "a"], [None, {2: 3}]], object), [[1, "a"], [None, {2: 3}]]),
+    (np.array({"a": 1}, object), {"a": 1}),
 ]
 _ARRAYS = [
-    np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.arange(3, dtype=">i4"), np.array(5),
-    np.arange(24).reshape(2, 3, 4).transpose(1, 0, 2), np.array(["ab", "c"], ">U3"), np.array([b"x", b"yy"]),
+    np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.arange(3, dtype=">i4"),
+    np.array(5), np.arange(24).reshape(2, 3, 4).transpose(1, 0, 2), np.array(["ab", "c"], ">U3"),
+    np.array([b"x", b"yy"]),
     np.array([True, False]), np.empty((0, 5), np.float32), np.float16([1, 2]),
-    torch.arange(6.0).reshape(2, 3).t(), torch.arange(10)[3:7:2], torch.tensor([1.5, -2], dtype=torch.bfloat16),
+    torch.arange(6.0).reshape(2, 3).t(), torch.arange(10)[3:7:2],
+    torch.tensor([1.5, -2], dtype=torch.bfloat16),
     torch.nn.Parameter(torch.ones(2)), torch.tensor([True, False]),
 ]
 
@@ -45,16 +51,17 @@ def test_plain_data_of_every_protocol(tmp_path, protocol):
         assert got == expected and type(got) is type(expected), value
     path.write_bytes(pickle.dumps(_ARRAYS * 2, protocol))
     for got, array in zip(load_plain_pickle(path), _ARRAYS * 2, strict=True):
-        expected = array.detach().to(torch.float32 if array.dtype == torch.bfloat16 else array.dtype).numpy() \
-            if isinstance(array, torch.Tensor) else array
-        assert type(got) is np.ndarray and got.dtype == expected.dtype.newbyteorder("=") and got.flags.writeable
-        np.testing.assert_array_equal(got, expected)
+        if isinstance(array, torch.Tensor):
+            array = (array.float() if array.dtype == torch.bfloat16 else array).detach().numpy()
+        assert type(got) is np.ndarray and got.dtype == array.dtype.newbyteorder("=") and got.flags.writeable
+        np.testing.assert_array_equal(got, array)
 
 
 def test_what_python_2_wrote(tmp_path):
     """Protocols 0 and 2 as Python 2.7 with NumPy 1.16 wrote {'a': array([1, 256], '<i4'), 'n': u'\\xe9'}."""
-    array = (b"cnumpy.core.multiarray\n_reconstruct\np1\n(cnumpy\nndarray\np2\n(I0\ntp3\nS'b'\np4\ntp5\nRp6\n(I1\n(I2\ntp7\n"
-             b"cnumpy\ndtype\np8\n(S'i4'\np9\nI0\nI1\ntp10\nRp11\n(I3\nS'<'\np12\nNNNI-1\nI-1\nI0\ntp13\nbI00\n"
+    array = (b"cnumpy.core.multiarray\n_reconstruct\np1\n(cnumpy\nndarray\np2\n(I0\ntp3\nS'b'\np4\ntp5\n"
+             b"Rp6\n(I1\n(I2\ntp7\ncnumpy\ndtype\np8\n(S'i4'\np9\nI0\nI1\ntp10\nRp11\n"
+             b"(I3\nS'<'\np12\nNNNI-1\nI-1\nI0\ntp13\nbI00\n"
              b"S'\\x01\\x00\\x00\\x00\\x00\\x01\\x00\\x00'\np14\ntp15\nb")
     (tmp_path / "0.pkl").write_bytes(b"(dp0\nS'a'\np16\n" + array + b"sS'n'\np17\nV\xe9\np18\ns.")
     binary = array.replace(b"S'\\x01\\x00\\x00\\x00\\x00\\x01\\x00\\x00'\n", b"U\x08\1\0\0\0\0\1\0\0")
@@ -86,8 +93,8 @@ POINTERS = {
     "state": _Call(_RECONSTRUCT, _EMPTY, (1, (1,), np.dtype("O"), False, _POINTER)),
     "records": _Call(_RECONSTRUCT, _EMPTY, (1, (1,), _RECORDS, False, _POINTER)),
     "fields": _Call(_SCALAR, (_RECORDS, _POINTER)),
-    "dtype": _Call(_SCALAR, (_Call(np.dtype, ("f8", False, True), (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, 8,
-                                                                   8, 27)), _POINTER)),
+    "dtype": _Call(_SCALAR, (_Call(np.dtype, ("f8", False, True), (
+        3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 8, 27)), _POINTER)),
 }
 
 
@@ -127,7 +134,8 @@ _BOMBS = {
     "would take more than": pickle.dumps(_laughing()),
     # The same megabyte made an array 200 times
     "would take more than 2": b"\x80\4" + pickle.dumps(bytes(1 << 20), 4)[2:-1] + b"q\0" + b"".join([
-        b"cnumpy.core.numeric\n_frombuffer\n(h\0cnumpy\ndtype\n(U\2u1\x89\x88tRJ\0\0\x10\0\x85U\1CtR"] * 200) + b".",
+        b"cnumpy.core.numeric\n_frombuffer\n(h\0cnumpy\ndtype\n(U\2u1\x89\x88tRJ\0\0\x10\0\x85U\1CtR"
+        ] * 200) + b".",
     "a whole pickle (EOFError": b"\x80\4\x8e" + struct.pack("<Q", 1 << 20) + b"short",
     "would take more than 67": b"\x80\4\x8e" + struct.pack("<Q", 1 << 60),
     "an integer of 100000 digits": b"L" + b"9" * 100000 + b"L\n.",
@@ -174,6 +182,17 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path):
         load_plain_pickle(tmp_path / "a.pkl", 1 << 30)
 
 
+def test_features_of_tensors_under_names_of_bytes_and_paths(run_tool, tmp_path):
+    rows = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.manual_seed(0)))
+    names = [b"im\xc3\xa9", pathlib.Path("a/b.jpg"), "c"]
+    (tmp_path / "f.pickle").write_bytes(pickle.dumps(collections.OrderedDict(zip(names, rows))))
+    done = run_tool("tools/store.py", "import", tmp_path / "f.pickle", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    store = Store(tmp_path / "store")
+    assert list(store.names) == ["im\xe9", "a/b.jpg", "c"]
+    np.testing.assert_array_equal(np.concatenate(list(store.chunks())), rows.numpy())
+
+
 def test_a_tensor_within_a_tensor_is_refused(tmp_path):
     """What pickle.dump puts in the place of a tensor's numbers is another pickle, which gets no third."""
     file = io.BytesIO()
@@ -183,12 +202,14 @@ def test_a_tensor_within_a_tensor_is_refused(tmp_path):
         load_plain_pickle(tmp_path / "a.pkl")
 
 
-@pytest.mark.parametrize("change", [{"size": (4,)}, {"offset": -1}, {"stride": (1 << 40,)}, {"size": (1 << 40,), "stride": (0,)}])
+@pytest.mark.parametrize("change", [{"size": (4,)}, {"offset": -1}, {"stride": (1 << 40,)},
+                                    {"size": (1 << 40,), "stride": (0,)}])
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path, change):
     tensor = torch.ones(3)
     rebuild, arguments = tensor.__reduce_ex__(2)
     named = dict(zip(("storage", "offset", "size", "stride"), arguments))
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps(_Call(rebuild, (*{**named, **change}.values(), *arguments[4:]))))
+    changed = _Call(rebuild, (*{**named, **change}.values(), *arguments[4:]))
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(changed))
     with pytest.raises(PickleError):
         load_plain_pickle(tmp_path / "a.pkl")
 
