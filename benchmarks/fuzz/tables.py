@@ -1,4 +1,4 @@
-"""Feature files of other codes: .npy, .mat and HDF5, whole ones of several layouts damaged, and headers made up.
+"""Feature files of other codes: .npy, .mat, HDF5 and TensorFlow's DELG, whole ones of several layouts damaged, and headers made up.
 
 They are imported as tools/store.py imports them, but for one thing: the process that reads .mat and HDF5 files is
 kept from file to file, and started again after a file that ended it (which the command reports as a refusal).
@@ -178,6 +178,14 @@ def _oddities() -> list[Callable]:
             lambda file: file.create_dataset("x/global_descriptor", (2 ** 22,), "f4", chunks=(2 ** 22,))]
 
 
+# ------------------------------------------------------------------ TensorFlow's DELG
+
+def _delg(rng: random.Random) -> tuple[str, bytes]:
+    """A vector of eight numbers, as protocol buffers have it."""
+    values = np.arange(1.0, 9.0, dtype="<f4").tobytes()
+    return "f.delg_global", damaged(rng, b"\x0a\x02\x08\x08\x12\x22\x0a\x20" + values)
+
+
 # ------------------------------------------------------------------ reading
 
 def _saved(save, content, **options) -> bytes:
@@ -202,7 +210,7 @@ class _Kept:
 
 def _import(path: Path) -> None:
     formats.Reader = _Kept
-    imported = formats.import_file(path)
+    imported = formats.import_file(path.parent if path.suffix == ".delg_global" else path)
     imported.normalize()
     imported.warnings()
     imported.summary()
@@ -211,3 +219,4 @@ def _import(path: Path) -> None:
 NPY = Target(_npy, _import, (UserError,))
 MAT = Target(_mat, _import, (UserError,))
 HDF5 = Target(_hdf5, _import, (UserError,))
+DELG = Target(_delg, _import, (UserError,))

@@ -21,7 +21,7 @@ from dolg.features.imported import Imported, joined, local_features, numbers, st
 # A file may expand to so many bytes, and so many times its size: descriptors hardly compress
 _BYTES, _EXPANSION = 64 << 20, 32
 # Of CPU time, and so many bytes of the file a second more
-_SECONDS, _RATE = 5, 1 << 20
+_SECONDS, _RATE = 5, 1 << 18
 _FIELDS = ("global_descriptor", "keypoints", "descriptors", "scores", "scales")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 

@@ -120,7 +120,7 @@ def _delg_entry(path: Path, name: str, entry: dict) -> tuple[np.ndarray, ...]:
     if lacking:
         raise UserError(f"{path}: {name} has no {' and no '.join(lacking)}")
     locations = numbers(entry["locations"], f"{path}: {name}: locations")
-    return local_features(f"{path}: {name}", entry["descriptors"], locations[..., ::-1], None, entry["scores"])
+    return local_features(f"{path}: {name}", entry["descriptors"], np.flip(locations, -1), None, entry["scores"])
 
 
 def _export_pickle(store: FeatureStore, path: Path) -> None:
@@ -151,7 +151,7 @@ def _tabular(path: Path, table: np.ndarray, names: Path | None, transpose: bool)
             raise UserError(f"{names} names {len(lines)} images, but {path} has {count} of {dim} dimensions")
     elif count < dim and not transpose:
         notes.append(f"{path} was read as {count} images of {dim} dimensions; if it is {dim} images of {count} "
-                     "dimensions, import it with --transpose; --names settles it")
+                     "dimensions, import it with --transpose, or with --names")
     return Imported(lines or [str(row) for row in range(len(table))], np.ascontiguousarray(table), None, notes)
 
 

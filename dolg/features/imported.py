@@ -122,8 +122,13 @@ def stacked(path, names: list[str], rows: list[np.ndarray]) -> np.ndarray:
 
 def _unit(table: np.ndarray) -> np.ndarray:
     norms = _norms(table)
-    with np.errstate(invalid="ignore"):     # rows that are not finite become NaN
-        return (table / np.where(norms > 0, norms, np.nan)[:, None]).astype(np.float32)
+    norms[norms == 0] = np.nan
+    unit = np.empty(table.shape, np.float32)
+    for start in range(0, len(table), 4096):        # the quotients are float64
+        rows = slice(start, start + 4096)
+        with np.errstate(invalid="ignore"):         # rows that are not finite become NaN
+            unit[rows] = table[rows] / norms[rows, None]
+    return unit
 
 
 def _norms(table: np.ndarray) -> np.ndarray:
