@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dolg.errors import UserError
 from dolg.features.claims import read_holder
+from revisitop.printing import one_line
 from revisitop.stores import Chunk, StoreError, chunk_name, read_manifest
 
 _SHOWN = 20
@@ -42,7 +43,7 @@ def describe_store(path: Path) -> str:
     lines += [f"    {name}: {reason}" for name, reason in failed[:_SHOWN]]
     if len(failed) > _SHOWN:
         lines.append(f"    ... and {len(failed) - _SHOWN} more")
-    return "\n".join(lines + [f"  damaged      {problem}" for problem in damaged])
+    return "\n".join(map(one_line, lines + [f"  damaged      {problem}" for problem in damaged]))
 
 
 def _workers(folder: Path) -> list[str]:

@@ -125,7 +125,8 @@ def rerank(cfg, chains: Sequence[Sequence[str]] = ()) -> dict[str, dict]:
             write_json(run.folder / f"{name}.json", result, run.files(lists[name]))
         table = format_table(results)
         write_atomically(run.folder / "table.md", table + "\n")
-        say(table)
+        for line in table.splitlines():
+            say(line)
         say(f"results: {run.folder}/*.json; are the differences real? "
             f"python revisitop/compare.py {run.folder}/FIRST.json {run.folder}/SECOND.json")
     return results
