@@ -8,7 +8,7 @@ _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 
 
 def one_line(text: object, kept: str = "") -> str:
-    """The text with its control characters, but for those `kept`, as Python writes them: \\x1b, \\n, \\u202e."""
+    """The text with its control characters, but for those `kept`, as Python writes them: \\x1b, \\n."""
     return _CONTROLS.sub(lambda found: found[0] if found[0] in kept else repr(found[0])[1:-1], str(text))
 
 

@@ -62,7 +62,7 @@ def stores(make_store, tmp_path):
     table, names = np.eye(3, dtype=np.float32), [HOSTILE.replace("\udcff", ""), "b", "c"]
     return {"query": make_store(tmp_path / "query", names, table),
             "database": make_store(tmp_path / "database", [f"{name}2" for name in names], table,
-                                   errors={1: "no image\x1b[2J\nerror: x"}, model=HOSTILE.replace("\udcff", ""))}
+                                   errors={1: "no image\x1b[2J\nerror: x"}, model="m\x1b[2J")}
 
 
 def test_what_is_in_a_store(run_tool, stores):
@@ -77,7 +77,8 @@ def test_compared_queries(run_tool, tmp_path):
     for name, aps in (("one", [0.5, 0.25, 1.0]), ("two", [0.75, 0.5, 0.0])):
         (tmp_path / f"{name}.json").write_text(json.dumps({
             "query_names": [HOSTILE, "b", "c"], "dataset": "toy\x1b[1m",
-            "protocols": {"medium": {"mAP": float(np.mean(aps)), "mP@1": 0, "mP@5": 0, "mP@10": 0, "ap": aps}}}))
+            "protocols": {"medium": {"mAP": float(np.mean(aps)), "mP@1": 0, "mP@5": 0, "mP@10": 0,
+                                     "ap": aps}}}))
     done = run_tool("revisitop/compare.py", tmp_path / "one.json", tmp_path / "two.json")
     assert done.returncode == 0, done.stderr
     assert is_clean(done.stdout) and f"+25.00 {SHOWN} (0)" in done.stdout
