@@ -4,13 +4,16 @@ Keys of the original DOLG and DELG files keep their names and meaning, so that t
 load unmodified. `get_cfg()` gives a fresh copy, `load_cfg(file, opts)` a checked, frozen one.
 """
 import ast
+import math
+import warnings
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode
 
 from dolg.config_checks import check_cfg, get_key
+from dolg.config_names import closest_key
 from dolg.errors import UserError, closest
+from dolg.plain_yaml import YamlError, read_yaml
 
 _C = CfgNode()
 
@@ -440,8 +443,12 @@ _C.DATA_LOADER.REDUCED_DECODE = True
 # What of the workers' job the GPU does: nothing (empty), augment (crop, resize, colours) or decode
 # (that, and the JPEGs by nvJPEG)
 _C.DATA_LOADER.ON_DEVICE = ""
-# Images of a training list looked for at the start: sample (a thousand of them), all or none
+# Images of a training list looked for at the start: sample (a thousand of them), all or none. Of as many,
+# except with none, the contents must be the same when the run goes on
 _C.DATA_LOADER.CHECK = "sample"
+# Training, at an image that cannot be read: stop, with a checkpoint of the step before, or skip: another of
+# its class takes its place, until more than 10 images and 1 % of the list were bad
+_C.DATA_LOADER.ON_ERROR = "stop"
 
 _C.CUDNN = CfgNode()
 # Let cuDNN try its algorithms (training, where sizes are fixed)
@@ -484,7 +491,11 @@ def load_cfg(file: str | None = None, opts: list[str] | tuple[str, ...] = ()) ->
     """
     cfg = get_cfg()
     if file:
+        given = set()
         for key, value in _flatten(_read_yaml(file)):
+            if key in given:        # nested, and with dots
+                raise UserError(f"{file}: {key} is given twice")
+            given.add(key)
             _set(cfg, key, value, source=file)
     if len(opts) % 2:
         raise UserError(f"options come in pairs of KEY VALUE: '{opts[-1]}' has no value")
@@ -501,9 +512,9 @@ def _read_yaml(file: str) -> dict:
         near = closest(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise UserError(f"no configuration file {file}{near}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        tree = read_yaml(path)
+    except YamlError as error:
+        raise UserError(f"{file} is not YAML that is read here: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{file} holds no configuration keys")
     return tree
@@ -519,35 +530,60 @@ def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
 
 
 def _parse(text: str):
-    """A command-line value as the Python literal it spells, else as the string itself."""
+    """A command-line value as the Python literal or the number it spells, else as the string itself."""
+    if text.strip(" +-").lower() in ("nan", "inf", "infinity"):
+        return float(text)
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings(action="ignore"):      # of words that begin as numbers do
+            return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return text
 
 
 def _set(cfg: CfgNode, key: str, value, source: str, text: str | None = None) -> None:
     """Set one key, after checking that it exists and that the value has its type."""
     leaves = dict(_flatten(cfg))
-    free = key.rpartition(".")[0]
+    free, _, name = key.rpartition(".")
     if free in _FREE:
-        get_key(cfg, free)[key.rpartition(".")[2]] = value
+        _check_plain(value, key, source)
+        get_key(cfg, free)[name] = value
         return
     if key not in leaves:
         sections = sorted({name.rsplit(".", 1)[0] for name in leaves if "." in name})
         if key in sections:
             raise UserError(f"{source}: {key} is a section; give one of its keys, such as "
                             f"{next(n for n in leaves if n.startswith(key + '.'))}")
-        raise UserError(f"{source}: unknown configuration key {key}{closest(key, leaves)}")
+        raise UserError(f"{source}: unknown configuration key {_short(key)}{closest_key(key, list(leaves))}")
     want = type(leaves[key])
     value = _coerce(value, want, text)
+    _check_plain(value, key, source)
     if not isinstance(value, want) or (want is int and isinstance(value, bool)):
-        raise UserError(f"{source}: {key} is {value!r}, of type {type(value).__name__}; "
+        raise UserError(f"{source}: {key} is {_short(repr(value))}, of type {type(value).__name__}; "
                         f"it takes {want.__name__}, such as {leaves[key]!r}")
     *sections, leaf = key.split(".")
     for part in sections:
         cfg = cfg[part]
     cfg[leaf] = value
+
+
+def _check_plain(value, key: str, source: str, level: int = 0) -> None:
+    """Raise UserError for numbers that are not finite, or that 64 bits do not hold, and for other than
+    numbers, text and lists of them."""
+    if isinstance(value, (list, tuple)) and level < 3:
+        for part in value:
+            _check_plain(part, key, source, level + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{source}: {key} {'is' if not level else 'has'} {value}: give a finite number")
+    elif isinstance(value, int) and abs(value) >= 2 ** 63:
+        raise UserError(f"{source}: {key} {'is' if not level else 'has'} a number of {value.bit_length()} bits: "
+                        "give one below 2 ** 63")
+    elif not isinstance(value, (bool, int, float, str, type(None))):
+        raise UserError(f"{source}: {key} {'is' if not level else 'has'} of type {type(value).__name__}: "
+                        "give a number, text or a list of them")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _coerce(value, want: type, text: str | None):
@@ -557,7 +593,7 @@ def _coerce(value, want: type, text: str | None):
     if want is str and value is None:
         return ""
     if want is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2 ** 63 else value
     if want is float and isinstance(value, str):
         try:
             return float(value)         # YAML 1.1 reads 1e-5, without a dot, as a string

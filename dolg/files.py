@@ -1,5 +1,7 @@
-"""Files that are whole or absent, whatever happens while they are written."""
+"""Files that are whole or absent, whatever happens while they are written, and JSON that may be damaged."""
+import errno
 import hashlib
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -44,3 +46,45 @@ def file_digest(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: str | Path) -> object:
+    """What a JSON file holds. Raises OSError, and ValueError with the reason where it is damaged."""
+    return _parse(Path(path).read_bytes())
+
+
+def read_records(path: str | Path) -> tuple[list[dict], list[int]]:
+    """The objects of a file of JSON lines, and the numbers, from 1, of lines that hold none, as a full
+    disk or a power failure leaves them; empty lines count as neither. Raises OSError."""
+    records, torn = [], []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = _parse(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            torn.append(number)
+    return records, torn
+
+
+def append_record(path: str | Path, line: str) -> None:
+    """Append a line to a file; where the last one is torn, the new one starts after it. Raises OSError."""
+    with open(path, "a+b", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        data = f"{line}\n".encode()
+        if file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _parse(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

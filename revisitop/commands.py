@@ -13,6 +13,9 @@ from revisitop.printing import guard_output, one_line
 # A list of numbers, as JSON is indented; no text has a line break
 _LIST = re.compile(r"\[\n[-+\d.eE,\s]*(?:null[-+\d.eE,\s]*)*\]")
 
+# Help of the option of all commands that compare stores
+ACROSS = "also compare stores that were made with different weights or settings, and say what differs"
+
 
 class UsageError(ValueError):
     """Arguments that cannot be used."""

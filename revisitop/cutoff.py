@@ -21,7 +21,7 @@ from revisitop.evaluation import positives_of, rank_labelled, result_of
 from revisitop.groundtruth import GroundTruth
 from revisitop.metrics import average_precision
 from revisitop.protocol import protocols_of
-from revisitop.record import title
+from revisitop.record import notes, title
 from revisitop.stores import Store
 
 METRICS = ("mAP", "hit", "found", "mP")
@@ -104,7 +104,7 @@ def format_table(result: dict) -> str:
         for metric in METRICS:
             cells = (_percent(figures[f"{metric}@{k}"]) for k in result["cutoffs"])
             lines.append(f"{metric:8}" + "".join(f"{cell:>9}" for cell in cells))
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes(result)])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

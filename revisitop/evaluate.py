@@ -12,8 +12,8 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from revisitop import GroundTruthError, Store, StoreError, load_ground_truth  # noqa: E402
-from revisitop.commands import Parser, run, show  # noqa: E402
-from revisitop.evaluation import evaluate_stores, format_table  # noqa: E402
+from revisitop.commands import ACROSS, Parser, run, show  # noqa: E402
+from revisitop.evaluation import evaluate_stores, format_table, warn_unrecorded  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,13 +29,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("--double", action="store_true",
         help="sum inner products in float64: twice as slow, and the same figures on every machine")
     add("--json", type=Path, metavar="OUT", help="file for the result")
+    add("--across", action="store_true", help=ACROSS)
     return parser
+
+
+def open_stores(args: argparse.Namespace) -> list[Store]:
+    """Those of the queries, the database, and the distractors."""
+    return [Store(path, args.across) for path in (args.query, args.database, *args.distractors)]
 
 
 def evaluate(args: argparse.Namespace, **how: object) -> dict:
     """The result that the arguments ask for; `how` goes to `count_ranks`."""
-    return evaluate_stores(load_ground_truth(args.gnd), Store(args.query), Store(args.database),
-                           [Store(path) for path in args.distractors], double=args.double, **how)
+    ground_truth, (query, database, *distractors) = load_ground_truth(args.gnd), open_stores(args)
+    return evaluate_stores(ground_truth, query, database, distractors, double=args.double, **how)
 
 
 def files_of(args: argparse.Namespace) -> dict:
@@ -48,6 +54,7 @@ def main() -> None:
     args = build_parser().parse_args()
     result = evaluate(args)
     show(format_table(result), result, args.json, files_of(args))
+    warn_unrecorded(open_stores(args))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """From ground truth and feature stores to mAP and mP@k of every protocol."""
 import json
 import math
+import sys
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -10,12 +12,16 @@ from revisitop.groundtruth import GroundTruth
 from revisitop.metrics import MapResult, positions_without_junk, summarise
 from revisitop.names import find_names, names_like, some_names
 from revisitop.protocol import PROTOCOLS, protocols_of, split
-from revisitop.record import KAPPAS, METRICS, map_heading, title
+from revisitop.record import KAPPAS, METRICS, map_heading, notes, title
+from revisitop.settings import differing_settings, is_recorded
 from revisitop.stores import Store, StoreError
 
 # What a manifest says of its files alone; a result records the rest, which made the descriptors
 NOT_RECORDED = {"format", "version", "chunk_size"}
-DIGESTS = ("weights_digest", "model_digest")
+# Descriptors of other lengths than 1 by more than this are told of; float16 needs so much
+_LENGTH_TOLERANCE = 1e-3
+# Of each store: chunks whose descriptors' lengths are looked at, and rows of each
+_SAMPLED_CHUNKS, _SAMPLED_ROWS = 16, 1024
 
 
 def evaluate_stores(
@@ -37,9 +43,13 @@ def evaluate_stores(
                 ascending; None where it has no positive]}},
         "query_names": [per query, as "ap"],
         "failed": {"query": [names], "database": [names], "distractors": number},
+        "warnings": {"query", "database", "distractors" (numbers of images that were described with a
+            warning, such as those of files that are cut off)},
+        "lengths": {"query", "database", "distractors": `lengths_of`},
         "protocol": how it was made, see `protocol_record`}.
     A ground truth with ok/junk labels has the one protocol "plain". Raises StoreError where a
-    store is damaged, does not hold the images, or was made by another model.
+    store is damaged, does not hold the images, was made with other settings, or has no image that did
+    not fail.
     """
     positions = rank_labelled(ground_truth, query, database, distractors, **how)
     protocols = {protocol: figures_of(*positives_of(ground_truth, protocol, *positions))
@@ -54,7 +64,9 @@ def rank_labelled(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Per query its labelled images and their ranks, once stores and ground truth are found to fit;
     a query that failed has none. Arguments and errors are those of `evaluate_stores`."""
-    check_same_model([query, database, *distractors])
+    stores = [query, database, *distractors]
+    check_made_alike(stores)
+    check_described(stores)
     check_different([database, *distractors])
     query_index = match_names(query, ground_truth.queries, "queries")
     images = match_names(database, ground_truth.images, "database images")
@@ -78,7 +90,11 @@ def result_of(ground_truth: GroundTruth, query: Store, database: Store,
         "query_names": ground_truth.queries,
         "failed": {"query": [name for name, _ in query.errors()],
                    "database": [name for name, _ in database.errors()],
-                   "distractors": sum(int((store.status != 0).sum()) for store in distractors)},
+                   "distractors": sum(len(store.errors()) for store in distractors)},
+        "warnings": {"query": len(query.warnings()), "database": len(database.warnings()),
+                     "distractors": sum(len(store.warnings()) for store in distractors)},
+        "lengths": {"query": lengths_of([query]), "database": lengths_of([database]),
+                    "distractors": lengths_of(distractors)},
         "protocol": protocol_record(ground_truth, query, database, distractors, double),
     }
 
@@ -100,7 +116,7 @@ def format_table(result: dict) -> str:
                  for metric in METRICS]
         scored = sum(ap is not None for ap in figures["ap"])
         lines.append(f"{protocol.capitalize():8}{_row(cells, widths)}{scored:>16}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes(result)])
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -149,8 +165,10 @@ def protocol_record(ground_truth: GroundTruth, query: Store, database: Store,
     {"ground_truth_sha256",
      "labels": {protocol: {"ok": [labels], "junk": [labels]}}, "junk": what is done with these,
      "score_precision": "float32" | "float64",
-     "query", "database": `_settings`, "query" always with "cropped"; "distractors": [those]}
+     "query", "database": `_settings`, "query" always with "cropped"; "distractors": [those],
+     "across": [how the stores differ], where these are of unlike settings}
     """
+    across = unlike_settings([query, database, *distractors])
     labels = {protocol: {role: list(kinds) for role, kinds in PROTOCOLS[protocol].items()}
               for protocol in protocols_of(ground_truth)}
     return {
@@ -161,6 +179,7 @@ def protocol_record(ground_truth: GroundTruth, query: Store, database: Store,
         "query": {"cropped": None, **_settings(query)},
         "database": _settings(database),
         "distractors": [_settings(store) for store in distractors],
+        **({"across": across} if across else {}),
     }
 
 
@@ -171,9 +190,13 @@ def _settings(store: Store) -> dict:
     return json.loads(json.dumps({"image_variant": None, **settings}), parse_constant=str)
 
 
-def check_same_model(stores: Sequence[Store]) -> None:
-    """Raise StoreError where stores' descriptors cannot be compared with one another: they have
-    different dimensions, weights or whitenings. What a store does not record is not checked."""
+def check_made_alike(stores: Sequence[Store], local: bool = False) -> None:
+    """Raise StoreError where stores' descriptors cannot be compared with one another: they have different
+    dimensions, or were made with different weights or settings and none was opened with `across`.
+
+    local: their local features are compared as well. What a store does not record is not checked:
+    commands tell of it by `warn_unrecorded`.
+    """
     first = stores[0]
     if not first.dim:
         raise StoreError(f"store {first.path} has local features alone, and no descriptors")
@@ -181,24 +204,56 @@ def check_same_model(stores: Sequence[Store]) -> None:
         if other.dim != first.dim:
             raise StoreError(f"store {other.path} has descriptors of {other.dim} dimensions, "
                              f"{first.path} of {first.dim}: both must come from one model")
-    for key in DIGESTS:
-        known = [(store, store.manifest[key]) for store in stores if store.manifest.get(key)]
-        for store, digest in known[1:]:
-            if digest != known[0][1]:
-                raise StoreError(f"stores {known[0][0].path} and {store.path} were made with "
-                                 f"different weights ({key} {str(known[0][1])[:12]} and "
-                                 f"{str(digest)[:12]}): extract both with the same")
-    _check_same_whitening(stores)
+    found = unlike_settings(stores, local)
+    # Entries of an index, and a network that is about to be used, have no `across` of their own
+    if found and not any(getattr(store, "across", False) for store in stores):
+        raise StoreError(f"{found[0]} (extract both alike, or give --across to compare them all the same)")
 
 
-def _check_same_whitening(stores: Sequence[Store]) -> None:
-    # A store that names its weights would name its whitening
-    known = [(store, store.manifest.get("whitening")) for store in stores
-             if store.manifest.get("weights_digest") or store.manifest.get("whitening")]
-    for store, whitening in known[1:]:
-        if whitening != known[0][1]:
-            raise StoreError(f"of the stores {known[0][0].path} and {store.path} one was whitened, "
-                             "or each in another way: whiten both alike")
+def warn_unrecorded(stores: Sequence[Store]) -> None:
+    """Name on stderr the stores that do not record what made them, such as imported ones."""
+    for store in stores:
+        if not is_recorded(store.manifest):
+            print(f"WARNING: {store.path} does not record what made its descriptors: whether they may be "
+                  "compared with others is not checked", file=sys.stderr)
+
+
+def unlike_settings(stores: Sequence[Store], local: bool = False) -> list[str]:
+    """In words, which of the stores were made with different weights or settings, and which these are."""
+    found = ((one, other, differing_settings(one.manifest, other.manifest, local))
+             for one, other in combinations(stores, 2))
+    return [f"{one.path} and {other.path} were made with different {'; '.join(differing)}"
+            for one, other, differing in found if differing]
+
+
+def check_described(stores: Sequence[Store]) -> None:
+    """Raise StoreError for a store whose images have all failed: there is nothing to score."""
+    for store in stores:
+        if store.count and store.status.all():
+            name, reason = store.errors()[0]
+            raise StoreError(f"all {store.count} images of {store.path} failed, the first, {name!r}, "
+                             f"with: {reason}; extract them again")
+
+
+def lengths_of(stores: Sequence[Store]) -> dict:
+    """Of a sample of the stores' descriptors, all where there are few: {"checked", "zero", "other" (neither
+    0 nor 1): numbers, "shortest", "longest": lengths but for zeros, None without any}."""
+    found = [np.empty(0, np.float32)]
+    for store in stores:
+        rows = min(store.chunk_size, store.count, _SAMPLED_ROWS)
+        table, status = np.empty((rows, store.dim), np.float32), np.empty(rows, np.uint8)
+        for index in sorted({k * store.num_chunks // _SAMPLED_CHUNKS for k in range(_SAMPLED_CHUNKS)}):
+            if index < store.num_chunks:
+                chunk = store.chunk(index)
+                part, of_part = table[:chunk.shape[0]], status[:chunk.shape[0]]
+                chunk.read(0, part, of_part)
+                found.append(np.sqrt(np.einsum("nd,nd->n", part, part))[of_part == 0])
+    lengths = np.concatenate(found)
+    lengths, checked = lengths[lengths > 0], len(lengths)
+    other = np.abs(lengths - 1) > _LENGTH_TOLERANCE
+    return {"checked": checked, "zero": checked - len(lengths), "other": int(other.sum()),
+            "shortest": float(lengths.min()) if len(lengths) else None,
+            "longest": float(lengths.max()) if len(lengths) else None}
 
 
 def check_different(stores: Sequence[Store]) -> None:

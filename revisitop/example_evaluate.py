@@ -25,7 +25,7 @@ from revisitop.groundtruth import (  # noqa: E402
 )
 from revisitop.metrics import MapResult  # noqa: E402
 from revisitop.names import find_names, names_like, some_names  # noqa: E402
-from revisitop.pickles import PickleError, load_plain_pickle  # noqa: E402
+from revisitop.pickles import PickleError, load_plain_pickle, text_of  # noqa: E402
 from revisitop.protocol import protocols_of  # noqa: E402
 from revisitop.record import KAPPAS  # noqa: E402
 
@@ -127,7 +127,7 @@ def _pickled_dictionary(path: Path) -> dict:
         raise FeaturesError(str(error)) from None
     if not isinstance(entries, dict):
         raise FeaturesError(f"{path} holds no dictionary from image file to descriptor")
-    return entries
+    return {text_of(name): value for name, value in entries.items()}
 
 
 def _entries_of(entries: dict, names: Sequence[str], path: Path) -> np.ndarray:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from revisitop.pickles import PickleError, load_plain_pickle
+from revisitop.pickles import PickleError, load_plain_pickle, text_of
 
 Box = tuple[float, float, float, float]
 
 REVISITED_LABELS = ("easy", "hard", "junk")
 PLAIN_LABELS = ("ok", "junk")
+
+# Bytes of memory that a file may take: labels of two million images
+_MEMORY = 1 << 30
 
 
 class GroundTruthError(ValueError):
@@ -67,13 +70,14 @@ class GroundTruth:
 def load_ground_truth(path: str | Path) -> GroundTruth:
     """Read and check `gnd_NAME.pkl`, a pickled {"imlist", "qimlist", "gnd"}.
 
-    `gnd` has per query `easy`, `hard` and `junk` (or `ok` and `junk`), lists of indexes into
-    `imlist` without common members, and perhaps `bbx`. Raises GroundTruthError otherwise, and
-    for a pickle that asks for anything but plain data; nothing in the file is executed.
+    `gnd` has per query `easy` and `hard`, or `ok`, and perhaps `junk`: lists, sets or arrays of
+    indexes into `imlist` without common members; and perhaps `bbx`. Names may be text, bytes of
+    UTF-8, or paths. Raises GroundTruthError otherwise, and for a pickle that asks for anything but
+    plain data; nothing in the file is executed.
     """
     path = Path(path)
     try:
-        content = load_plain_pickle(path)
+        content = load_plain_pickle(path, _MEMORY)
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -90,6 +94,7 @@ def load_ground_truth(path: str | Path) -> GroundTruth:
 def _parse(content, name: str, sha256: str) -> GroundTruth:
     if not isinstance(content, Mapping):
         raise GroundTruthError(f"it holds a {type(content).__name__}, not a dict")
+    content = _with_text_keys(content)
     missing = [key for key in ("imlist", "qimlist", "gnd") if key not in content]
     if missing:
         raise GroundTruthError(f"it has no {' and no '.join(missing)}")
@@ -101,6 +106,9 @@ def _parse(content, name: str, sha256: str) -> GroundTruth:
     boxes, labels = [], []
     for query, entry in zip(queries, entries):
         try:
+            if not isinstance(entry, Mapping):
+                raise GroundTruthError(f"has a {type(entry).__name__} as its entry, not a dict")
+            entry = _with_text_keys(entry)
             boxes.append(_box(entry))
             labels.append(_labels(entry, len(images)))
         except GroundTruthError as error:
@@ -110,26 +118,32 @@ def _parse(content, name: str, sha256: str) -> GroundTruth:
     return GroundTruth(name, images, queries, boxes, labels, sha256)
 
 
+def _with_text_keys(entry: Mapping) -> dict:
+    return {text_of(key): value for key, value in entry.items()}
+
+
 def _names(names, key: str) -> list[str]:
-    if not isinstance(names, (list, tuple, np.ndarray)) or len(names) == 0:
-        raise GroundTruthError(f"{key} is not a list of names")
-    if not all(isinstance(name, str) for name in names):
-        raise GroundTruthError(f"{key} holds something that is not text")
-    names = [str(name) for name in names]
+    if isinstance(names, np.ndarray):
+        names = names.tolist()
+    if not isinstance(names, (list, tuple)) or len(names) == 0:
+        found = "it is empty" if isinstance(names, (list, tuple)) else f"it is a {type(names).__name__}"
+        raise GroundTruthError(f"{key} is not a list of names: {found}")
+    for name in names:
+        if not isinstance(name, (str, bytes)):
+            raise GroundTruthError(f"{key} holds something that is not text, a {type(name).__name__}")
+    names = [text_of(name) for name in names]
     if len(set(names)) < len(names):
         repeated = Counter(names).most_common(1)[0][0]
         raise GroundTruthError(f"{key} has {repeated!r} more than once")
     return names
 
 
-def _box(entry) -> Box | None:
-    if not isinstance(entry, Mapping):
-        raise GroundTruthError(f"has a {type(entry).__name__} as its entry, not a dict")
+def _box(entry: Mapping) -> Box | None:
     if entry.get("bbx") is None:
         return None
     try:
         box = np.asarray(entry["bbx"], np.float64).ravel()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         box = np.empty(0)
     if box.size != 4 or not np.isfinite(box).all():
         raise GroundTruthError(f"has the bbx {str(entry['bbx'])[:80]!r}, not four finite numbers")
@@ -140,9 +154,10 @@ def _labels(entry: Mapping, num_images: int) -> dict[str, np.ndarray]:
     kinds = PLAIN_LABELS if not {"easy", "hard"} & set(entry) else REVISITED_LABELS
     labels = {}
     for kind in kinds:
-        if kind not in entry:
-            raise GroundTruthError(f"has no {kind} (labels are easy, hard, junk or ok, junk)")
-        labels[kind] = _indexes(entry[kind], kind, num_images)
+        if kind not in entry and kind != "junk":
+            raise GroundTruthError(f"has no {kind} (labels are easy and hard, or ok, and perhaps junk; found: "
+                                   f"{', '.join(map(repr, list(entry)[:8])) or 'nothing'})")
+        labels[kind] = _indexes(entry.get(kind, ()), kind, num_images)
     every = np.concatenate(list(labels.values()))
     found, times = np.unique(every, return_counts=True)
     if (times > 1).any():
@@ -152,10 +167,12 @@ def _labels(entry: Mapping, num_images: int) -> dict[str, np.ndarray]:
 
 
 def _indexes(values, kind: str, num_images: int) -> np.ndarray:
-    try:
-        indexes = np.asarray(values)
-    except ValueError:
-        indexes = np.empty((0, 0))
+    if isinstance(values, (set, frozenset)):
+        values = list(values)
+    # Of a list with text in it, NumPy would make an array that is as wide as the longest everywhere
+    if isinstance(values, (list, tuple)) and not all(type(value) is int for value in values):
+        raise GroundTruthError(f"has something else than a list of integers as {kind}")
+    indexes = np.asarray(values)
     if indexes.ndim == 1 and indexes.size == 0:
         return np.empty(0, np.int64)
     if indexes.ndim != 1 or indexes.dtype.kind not in "iu":

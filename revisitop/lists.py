@@ -33,8 +33,9 @@ if __name__ == "__main__" and not __package__:
     # Run as a file, the search path begins with this folder in place of the one around it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from revisitop.commands import Parser, UsageError, run, show  # noqa: E402
+from revisitop.commands import ACROSS, Parser, UsageError, run, show  # noqa: E402
 from revisitop.cutoff import evaluate_lists, format_table  # noqa: E402
+from revisitop.evaluation import warn_unrecorded  # noqa: E402
 from revisitop.groundtruth import Box, GroundTruth, GroundTruthError  # noqa: E402
 from revisitop.names import NameIndex, some_names  # noqa: E402
 from revisitop.stores import Store, StoreError  # noqa: E402
@@ -194,6 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--double", action="store_true",
         help="sum inner products in float64: twice as slow, and the same figures on every machine")
     add("--json", type=Path, metavar="OUT", help="file for the result")
+    add("--across", action="store_true", help=ACROSS)
     return parser
 
 
@@ -201,12 +203,13 @@ def main() -> None:
     args = build_parser().parse_args()
     if min(args.cutoffs) < 1:
         raise UsageError(f"--cutoffs has {min(args.cutoffs)}: give whole numbers from 1")
-    query, database = Store(args.query), Store(args.database)
+    query, database, *distractors = (Store(path, args.across)
+                                     for path in (args.query, args.database, *args.distractors))
     truth = (load_csv(args.csv, database.names) if args.csv
              else load_classic(args.classic, database.names))
-    result = evaluate_lists(truth, query, database, [Store(path) for path in args.distractors],
-                            args.cutoffs, double=args.double)
+    result = evaluate_lists(truth, query, database, distractors, args.cutoffs, double=args.double)
     show(format_table(result), result, args.json)
+    warn_unrecorded([query, database, *distractors])
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
-                  ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff",
+                  ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
 
 
 class NameIndex:

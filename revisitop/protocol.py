@@ -25,19 +25,19 @@ def split(
 ) -> list[dict[str, np.ndarray]]:
     """Per query {"ok": positives, "junk": images to leave out}, int64 database indexes.
 
-    gnd: a ground truth, or per query a dict with `easy`, `hard`, `junk` (`ok`, `junk` for the
-    protocol "plain"). Raises ValueError for an unknown protocol or labels it does not fit.
+    gnd: a ground truth, or per query a dict with `easy`, `hard` (`ok` for the protocol "plain") and
+    perhaps `junk`. Raises ValueError for an unknown protocol or labels it does not fit.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol is {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
     entries = gnd.labels if isinstance(gnd, GroundTruth) else gnd
     kinds = PROTOCOLS[protocol]
-    lacking = sorted({kind for role in kinds.values() for kind in role}
+    lacking = sorted({kind for role in kinds.values() for kind in role} - {"junk"}
                      - set.intersection(*map(set, entries))) if len(entries) else []
     if lacking:
         raise ValueError(f"protocol {protocol!r} needs labels that this ground truth lacks: "
                          f"{', '.join(lacking)}")
-    return [{role: np.concatenate([np.asarray(entry[kind], np.int64) for kind in kinds[role]])
+    return [{role: np.concatenate([np.asarray(entry.get(kind, ()), np.int64) for kind in kinds[role]])
              for role in ("ok", "junk")} for entry in entries]
 
 

@@ -15,6 +15,12 @@ METRICS = ("mAP", *(f"mP@{k}" for k in KAPPAS))
 # not known
 _HEADINGS = {True: "mAP", False: "mAP (queries not cropped)", None: "mAP (cropping unknown)"}
 
+# Kinds of images of a result, and what becomes of those that failed
+_KINDS = {"query": ("queries", "their AP is 0, and is part of the means"),
+          "database": ("database images", "they are never found, also where they are right"),
+          "distractors": ("distractors", "they are ahead of no image")}
+_COUNTS = {"query": "queries", "database": "database", "distractors": "distractors"}
+
 
 class ResultError(ValueError):
     """A file that is no result, or results that cannot be compared; one line says why."""
@@ -86,6 +92,31 @@ def title(result: Mapping) -> str:
               (result.get("distractors"), "distractors")]
     sizes = ", ".join(f"{count} {unit}" for count, unit in counts if count is not None)
     return f"{result.get('dataset', 'an unnamed data set')}{': ' if sizes else ''}{sizes}"
+
+
+def notes(result: Mapping) -> list[str]:
+    """Lines to be read with a result's metrics: of images that failed, or were described with a warning,
+    of descriptors that are not of unit length, and of stores that were made differently."""
+    lines = []
+    for kind, (what, effect) in _KINDS.items():
+        failed = _table(result.get("failed")).get(kind) or 0
+        failed, count = len(failed) if isinstance(failed, list) else failed, result.get(_COUNTS[kind])
+        warned = _table(result.get("warnings")).get(kind)
+        lengths = _table(_table(result.get("lengths")).get(kind))
+        if failed:
+            lines.append(f"{failed} of {count} {what} failed: {effect}")
+        if warned:
+            lines.append(f"{warned} of {count} {what} were described with a warning, such as those of files "
+                         "that are cut off; python tools/info.py STORE names them")
+        if lengths.get("zero"):
+            lines.append(f"{lengths['zero']} of {lengths['checked']} {what} that were looked at have a "
+                         "descriptor of zeros: its every score is 0")
+        if lengths.get("other"):
+            lines.append(f"{lengths['other']} of {lengths['checked']} {what} that were looked at have a "
+                         f"descriptor not of unit length ({lengths['shortest']:.3g} to "
+                         f"{lengths['longest']:.3g}): scores are inner products, not cosine similarities")
+    across = _record(result).get("across")
+    return [f"NOTE: {line}" for line in [*lines, *(across if isinstance(across, list) else ())]]
 
 
 def _facts(result: Mapping) -> dict[str, str | None]:

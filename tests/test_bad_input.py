@@ -3,6 +3,7 @@ import json
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,6 +100,14 @@ class _Evil:
         return open, (self.path, "w")
 
 
+class _Calls:
+    def __init__(self, function, *arguments):
+        self.made = function, arguments
+
+    def __reduce__(self):
+        return self.made
+
+
 def test_weights(run_tool, tiny, toy_images, weights, tmp_path):
     command = ["tools/infer.py", *tiny, "INFER.DATASET", "", "INFER.OUT_DIR", tmp_path / "out",
                "INFER.IMAGES", toy_images / "toy" / "jpg", "OUT_DIR", tmp_path / "none"]
@@ -129,6 +138,9 @@ def test_ground_truth(run_tool, tiny, toy_images, weights, tmp_path):
                                "gnd": [{"bbx": [0, 0, 9, 9], "easy": [0], "hard": [], "junk": []}]})
     shutil.copy(toy_images / "toy" / "jpg" / "class 0 photo 0.jpg",
                 tmp_path / "lacking" / "jpg" / "there.jpg")
+    pointers = {"imlist": _Calls(np.ndarray, (1,), "O", b"A" * 8), "qimlist": ["q"], "gnd": [{"ok": [0]}]}
+    _set(tmp_path, "pointers", pointers)
+    assert "asks for 'numpy.ndarray', which is not plain data" in _line(run_tool(*command, "pointers"))
     evil = _line(run_tool(*command, "evil"))
     assert "gnd_evil.pkl" in evil and not (tmp_path / "pwned").exists()
     assert "gnd_cut.pkl" in _line(run_tool(*command, "cut"))

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.fuzz.configs import YAML
+from benchmarks.fuzz.harness import fuzz
 from dolg.config import get_cfg, load_cfg
 from dolg.config_checks import check_batches
+from dolg.config_names import _USUAL_NAMES
 from dolg.errors import UserError
 from dolg.losses.builders import DEFAULTS
 
@@ -136,6 +139,105 @@ def test_bad_files_are_explained(tmp_path, content, message):
     file.write_text(content)
     with pytest.raises(UserError, match=message):
         load_cfg(str(file))
+
+
+_LAUGHS = "A0: &a0 [x]\n" + "".join(f"A{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+
+
+@pytest.mark.parametrize("content, message", [
+    ("[" * 30_000, "line 1: it nests deeper than 20 levels"),
+    ("".join(f"{'  ' * i}A:\n" for i in range(150)), "line 20: it nests deeper than 20 levels"),
+    (_LAUGHS, "line 5: it has more than 10000 values"),
+    ("A: &a0 [x]\n" + "".join(f"B{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 2000)), "line 20: .* 20 levels, with its aliases"),
+    ("A: &a [*a]", "an alias stands for what it is part of"),
+    ("x: " + "y" * 70_000, "it has more than 65536 bytes"),
+    ("NUM_GPUS: " + "1" * 50_000, "line 1: 1111.* is not a whole number of usual size in decimal digits"),
+    ("TRAIN:\n  BATCH_SIZE: 010", "line 2: 010 is not a whole number .* in decimal digits"),
+    ("NUM_GPUS: 1:30", "line 1: 1:30 is not a whole number"),
+    ("OPTIM: {BASE_LR: 1:30.5}", "line 1: 1:30.5 would be read in base 60"),
+    ("NUM_GPUS: 99999999999999999999", "NUM_GPUS is a number of 67 bits: give one below"),
+    ("OPTIM:\n  BASE_LR: .nan", "OPTIM.BASE_LR is nan: give a finite number"),
+    ("INFER: {SCALES: [1.0, .inf]}", "INFER.SCALES has inf: give a finite number"),
+    ("LOSS.PML.ARGS: {margin: -.inf}", "LOSS.PML.ARGS.margin is -inf: give a finite number"),
+    ("OPTIM:\n  BASE_LR: 0.1\n  BASE_LR: 0.2", "line 3: the key BASE_LR is given twice"),
+    ("OPTIM: {BASE_LR: 0.1}\nOPTIM.BASE_LR: 0.2", "OPTIM.BASE_LR is given twice"),
+    ("1: 2", "line 1: a key is not text"), ("MODEL:", "MODEL is a section"), ("MODEL: 1", "MODEL is a section"),
+    ("OUT_DIR: !!binary aGk=", "line 1: could not determine a constructor for the tag"),
+    ("OUT_DIR: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    ("OPTIM.BASE_LR: !!float x", "could not convert"), ("OUT_DIR: \"\\U00110000\"", "is not YAML"),
+])
+def test_hostile_files_are_refused_in_a_line(tmp_path, content, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_cfg(str(file))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_dates_are_text_and_merge_keys_and_aliases_are_read(tmp_path):
+    file = tmp_path / "good.yaml"
+    file.write_text("OUT_DIR: 2020-01-01\nINFER: {SCALES: &scales [1.0, 0.5]}\nTEST:\n  SCALES: *scales\n"
+                    "TRAIN: &train {IM_SIZE: 64, BATCH_SIZE: 4}\n")
+    cfg = load_cfg(str(file))
+    assert (cfg.OUT_DIR, cfg.TEST.SCALES) == ("2020-01-01", [1.0, 0.5])
+    file.write_text("TRAIN: &train {IM_SIZE: 64, BATCH_SIZE: 4}\nTEST: {<<: *train, BATCH_SIZE: 8}\n")
+    assert load_cfg(str(file)).TEST == {**get_cfg().TEST, "IM_SIZE": 64, "BATCH_SIZE": 8}
+
+
+@pytest.mark.parametrize("options, message", [
+    (["OPTIM.BASE_LR", "nan"], "the command line: OPTIM.BASE_LR is nan: give a finite number"),
+    (["MODEL.HEADS.MARGIN", "1e999"], "MODEL.HEADS.MARGIN is inf"), (["NUM_GPUS", "-" * 90_000 + "1"], "takes int"),
+    (["LOSS.PML.ARGS.margin", "nan"], "LOSS.PML.ARGS.margin is nan"), (["NUM_GPUS", "(" * 9000], "takes int"),
+    (["INFER.SCALES", "[1, nan]"], "INFER.SCALES has nan"), (["OPTIM.BASE_LR", "9" * 400], "of 1329 bits"),
+    (["NUM_GPUS", "9" * 5000], "takes int"), (["TEST.RECALLS", "[1, True]"], "TEST.RECALLS has True"),
+    (["OPTIM.LR_POLICY", "steps", "OPTIM.STEPS", "[0, 'a']"], "OPTIM.STEPS has 'a': give numbers alone"),
+    (["INPUT.MEAN", "[a, b, c]"], "INPUT.MEAN has 'a'"), (["RERANK.METHOD", "[1]"], "RERANK.METHOD has 1"),
+    (["OPTIM.BASE_LR", "-0.1"], "OPTIM.BASE_LR is -0.1: give 0 or more"),
+    (["OPTIM.WEIGHT_DECAY", "-1"], "give 0 or more"), (["LOSS.TRIPLET.MARGIN", "-1"], "give 0 or more"),
+    (["OPTIM.MOMENTUM", "1.5"], "0 or more, below 1"), (["INPUT.SD", "[0, 1, 1]"], "give numbers above 0"),
+])
+def test_values_that_would_train_wrongly(options, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_cfg(None, options)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name, key", [
+    ("OPTIM.LR", "OPTIM.BASE_LR"), ("TRAIN.LR", "OPTIM.BASE_LR"), ("LR", "OPTIM.BASE_LR"),
+    ("learning_rate", "OPTIM.BASE_LR"), ("SOLVER.BASE_LR", "OPTIM.BASE_LR"), ("TRAIN.EPOCHS", "OPTIM.MAX_EPOCH"),
+    ("EPOCHS", "OPTIM.MAX_EPOCH"), ("NUM_EPOCHS", "OPTIM.MAX_EPOCH"), ("TRAIN.MAX_EPOCHS", "OPTIM.MAX_EPOCH"),
+    ("BATCH_SIZE", "TRAIN.BATCH_SIZE"), ("EVAL.BATCH_SIZE", "TEST.BATCH_SIZE"), ("TEST.BATCH", "TEST.BATCH_SIZE"),
+    ("SOLVER.IMS_PER_BATCH", "TRAIN.BATCH_SIZE"), ("TRAIN.WEIGHT_DECAY", "OPTIM.WEIGHT_DECAY"),
+    ("TRAIN.IMG_SIZE", "TRAIN.IM_SIZE"), ("SEED", "RNG_SEED"), ("TRAIN.NUM_WORKERS", "DATA_LOADER.NUM_WORKERS"),
+    ("MODEL.WEIGHTS", "TRAIN.WEIGHTS"), ("MODEL.NAME", "MODEL.ARCH"), ("OUTPUT_DIR", "OUT_DIR"),
+    ("MODEL.MARGIN", "MODEL.HEADS.MARGIN"), ("OPTIM.MAX_EPOCHS", "OPTIM.MAX_EPOCH"), ("LOSS_NAME", "LOSS.NAME"),
+    ("TRAIN.BATCHSIZE", "TRAIN.BATCH_SIZE")])
+def test_usual_names_lead_to_keys(name, key):
+    with pytest.raises(UserError) as error:
+        load_cfg(None, [name, "1"])
+    assert str(error.value).endswith(f"unknown configuration key {name} (did you mean '{key}'?)")
+
+
+def test_names_of_other_codes_lead_to_keys_that_are_there():
+    assert set(_USUAL_NAMES) <= {key for key, _ in _leaves(get_cfg())}
+
+
+@pytest.mark.parametrize("content, options, message", [
+    (_LAUGHS, [], "it has more than 10000 values"), ("A: [" * 10_000, [], "it nests deeper than 20 levels"),
+    ("", ["OPTIM.LR", "0.1"], "(did you mean 'OPTIM.BASE_LR'?)"),
+    ("", ["TRAIN.EPOCHS", "3"], "(did you mean 'OPTIM.MAX_EPOCH'?)"),
+    ("", ["MODEL.HEADS.MARGIN", "nan"], "MODEL.HEADS.MARGIN is nan: give a finite number"),
+    ("", ["NUM_GPUS", "9" * 5000], "NUM_GPUS is '999")])
+def test_a_command_says_so_in_one_line(run_tool, tmp_path, content, options, message):
+    (tmp_path / "c.yaml").write_text(content or "PRECISION: fp32")
+    done = run_tool("tools/train.py", "--cfg", tmp_path / "c.yaml", *options, timeout=30)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_damaged_files_are_read_or_refused():
+    outcome = fuzz("yaml", YAML, count=300, seed=1)
+    assert outcome.failures == [] and outcome.counts["read"] > 3
 
 
 def _chain(node) -> list[str]:

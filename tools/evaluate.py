@@ -5,7 +5,8 @@ from dolg.errors import UserError
 from dolg.search.counting import counting_options
 from revisitop import GroundTruthError, StoreError, format_table
 from revisitop.commands import UsageError, show
-from revisitop.evaluate import build_parser, evaluate, files_of
+from revisitop.evaluate import build_parser, evaluate, files_of, open_stores
+from revisitop.evaluation import warn_unrecorded
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
             result = evaluate(args, **counting_options(device(args.device)))
             if is_main():
                 show(format_table(result), result, args.json, files_of(args))
+                warn_unrecorded(open_stores(args))
     except (UsageError, GroundTruthError, StoreError) as error:
         raise UserError(str(error)) from None
 

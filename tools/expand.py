@@ -12,6 +12,8 @@ from dolg.search.methods import (
     DEFAULTS, SETTINGS, check_outputs, load_truth, make_ranking, show_scores)
 from dolg.search.rankings import Ranking
 from revisitop import GroundTruthError, StoreError
+from revisitop.commands import ACROSS
+from revisitop.evaluation import warn_unrecorded
 
 COMMANDS = {
     "aqe": "write queries averaged with their n nearest database images",
@@ -27,6 +29,7 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
         add = commands.add_parser(name, help=text, description=text).add_argument
+        add("--across", action="store_true", help=ACROSS)
         add("--database", type=Path, nargs="+", required=True, metavar="STORE", help="then distractors")
         if name != "dba":
             add("--query", type=Path, required=True, metavar="STORE")
@@ -67,13 +70,15 @@ def main() -> None:
     settings = {key: getattr(args, key) for key in SETTINGS.get(args.command, ())}
     place = device(getattr(args, "device", "cpu"))
     try:
-        database = Collection([FeatureStore(path) for path in args.database])
+        database = Collection([FeatureStore(path, args.across) for path in args.database])
+        query = None if args.command == "dba" else FeatureStore(args.query, args.across)
         if args.command == "dba":
             augment_stores(database, args.output, **settings, folder=args.neighbours, device=place)
         elif args.command in ("aqe", "alpha"):
-            expand_store(FeatureStore(args.query), database, args.output, **settings, device=place)
+            expand_store(query, database, args.output, **settings, device=place)
         else:
-            rank(args, FeatureStore(args.query), database, settings)
+            rank(args, query, database, settings)
+        warn_unrecorded([*([query] if query else []), *database.stores])
     except (StoreError, GroundTruthError) as error:
         raise UserError(str(error)) from None
 

@@ -8,7 +8,8 @@ from dolg.errors import UserError
 from dolg.features.store import FeatureStore
 from dolg.search.predictions import (
     read_landmarks, recognised_landmarks, retrieved_images, write_predictions)
-from revisitop.evaluation import check_same_model
+from revisitop.commands import ACROSS
+from revisitop.evaluation import check_made_alike, warn_unrecorded
 from revisitop.stores import StoreError
 
 
@@ -21,6 +22,7 @@ def parse_args() -> argparse.Namespace:
         task = tasks.add_parser(name, help=text, description=text)
         task.add_argument("--query", required=True, metavar="STORE", help="the test images")
         task.add_argument("--database", required=True, nargs="+", metavar="STORE", help=database)
+        task.add_argument("--across", action="store_true", help=ACROSS)
         task.add_argument("--output", required=True, type=Path, metavar="FILE", help="the CSV")
         return task
 
@@ -41,9 +43,8 @@ def main() -> None:
     if args.output.is_dir():
         raise UserError(f"cannot write --output {args.output}: it is a folder")
     try:
-        query = FeatureStore(args.query)
-        database = [FeatureStore(path) for path in args.database]
-        check_same_model([query, *database])
+        query, *database = (FeatureStore(path, args.across) for path in (args.query, *args.database))
+        check_made_alike([query, *database])
         if args.task == "retrieval":
             column = "images"
             predictions = retrieved_images(query, database, args.depth, device())
@@ -56,6 +57,7 @@ def main() -> None:
     write_predictions(args.output, column, predictions)
     found = sum(bool(prediction) for prediction in predictions.values())
     print(f"{args.output}: {len(predictions)} test images, {found} with a prediction")
+    warn_unrecorded([query, *database])
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ def add_options(name: str, add) -> None:
     if name in ("cub", "cars196", "sop", "inshop"):
         add("--held-out", type=float, default=0.1, metavar="SHARE",
             help="of the training classes, for val_list.txt; the others are fit_list.txt (default: 0.1)")
+    if name == "folder":
+        add("--depth", type=int, metavar="N",
+            help="the level of the folders that are classes; 1: those right in --from (default: 1, where no "
+                 "image lies deeper)")
     if name in OWN:
         add("--name", dest="called", required=True, metavar="NAME", help="of the data set, and its folder")
 

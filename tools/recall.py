@@ -9,9 +9,11 @@ import numpy as np
 from dolg.core.cli import run
 from dolg.core.distributed import device
 from dolg.errors import UserError
-from dolg.features.labelled import check_same_weights, labelled_store
+from dolg.features.labelled import labelled_store
 from dolg.files import write_atomically
 from dolg.search.classes import clustering_nmi, evaluate_classes
+from revisitop.commands import ACROSS
+from revisitop.evaluation import check_described, check_made_alike, warn_unrecorded
 from revisitop.stores import StoreError
 
 
@@ -29,20 +31,23 @@ def parse_args() -> argparse.Namespace:
         help="the K of Recall@K (default: 1 2 4 8)")
     add("--nmi", action="store_true", help="also cluster the query images by k-means (faiss)")
     add("--json", type=Path, metavar="FILE", help="also write the figures, in 0..1, to FILE")
+    add("--across", action="store_true", help=ACROSS)
     return parser.parse_args()
 
 
 def evaluate(args: argparse.Namespace) -> dict:
     if bool(args.gallery) != bool(args.gallery_labels):
         raise UserError("--gallery and --gallery-labels go together: give both or neither")
-    query, labels = labelled_store(args.query, args.labels)
+    query, labels = labelled_store(args.query, args.labels, args.across)
     gallery, gallery_labels = query, labels
     if args.gallery:
         gallery, gallery_labels = labelled_store(args.gallery, args.gallery_labels)
-        check_same_weights(query, gallery)
+        check_made_alike([query, gallery])
+    check_described([query, gallery])
     descriptors = np.asarray(query.global_descriptors())
     metrics = evaluate_classes(descriptors, labels, gallery.global_descriptors(), gallery_labels,
                                args.recalls, not args.gallery, device())
+    warn_unrecorded([query, gallery] if args.gallery else [])
     nmi = clustering_nmi(descriptors, labels, device()) if args.nmi else None
     # JSON has no NaN: the mean of no query is null
     return {name: None if isinstance(value, float) and math.isnan(value) else value

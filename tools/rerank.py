@@ -5,6 +5,7 @@ from dolg.core.distributed import process_group
 from dolg.errors import UserError
 from dolg.rerank.run import rerank
 from revisitop import GroundTruthError, StoreError
+from revisitop.commands import ACROSS
 
 
 def main() -> None:
@@ -12,12 +13,13 @@ def main() -> None:
                            "pairs that it has not scored yet. Under torchrun each process does its share.")
     parser.add_argument("--methods", default="", metavar="A,B+C",
                         help="several methods in one table, + joins a chain; default: RERANK.METHOD")
+    parser.add_argument("--across", action="store_true", help=ACROSS)
     args = parse_with_keys(parser)
     cfg = load_cfg(args.cfg, args.opts)
     chains = [chain.split("+") for chain in args.methods.split(",") if chain]
     try:
         with process_group(cfg.DEVICE):
-            rerank(cfg, chains)
+            rerank(cfg, chains, args.across)
     except (StoreError, GroundTruthError) as error:
         raise UserError(str(error)) from None
 

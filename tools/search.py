@@ -13,31 +13,35 @@ from dolg.search.measuring import measure, show_measures
 from dolg.search.queries import search_indexes, show_results
 from dolg.serve.command import ask
 from revisitop import GroundTruthError, StoreError, load_ground_truth
+from revisitop.evaluation import warn_unrecorded
 
 
 def search(args: argparse.Namespace) -> None:
     if args.command in ("build", "add"):
-        stores = [FeatureStore(path) for path in args.stores]
+        stores = [FeatureStore(path, args.across) for path in args.stores]
         index = add_to_index(args.index, stores) if args.command == "add" else build_index(
             args.index, stores, args.kind, args.bytes, args.lists, args.train, args.seed)
         print(index.summary())
+        warn_unrecorded(index.stores() if len(index.stores()) > 1 else [])
     elif args.command == "query" and args.image:
         ask(args)
     elif args.command == "query":
         with process_group("cpu"):
-            results = search_indexes(args.indexes, FeatureStore(args.query), args.top, args.probes,
-                                     args.gpu)
+            query = FeatureStore(args.query, args.across)
+            results = search_indexes(args.indexes, query, args.top, args.probes, args.gpu)
             if is_main():
                 show_results(results, args.output)
+                warn_unrecorded([query])
     else:
         indexes = [Index(path, args.probes, args.gpu) for path in args.indexes]
-        stores = [FeatureStore(path) for path in args.stores]
+        stores = [FeatureStore(path, args.across) for path in args.stores]
         if args.command == "neighbours":
             print(list_neighbours(stores, args.output, args.top, indexes, args.probes, device(args.device)))
         else:
             truth = args.gnd and load_ground_truth(args.gnd)
             rows = measure(indexes, FeatureStore(args.query), stores, truth, args.depth)
             show_measures(rows, args.json)
+        warn_unrecorded(stores if len(stores) > 1 else [])
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from dolg.serve.arguments import without_keys
 from dolg.serve.finder import open_finder
 from dolg.serve.photo import Limits
 from dolg.serve.server import serve
+from revisitop.commands import ACROSS
 
 # What browsers show, and decoders are used to getting from strangers; a photograph of a telephone at most
 LIMITS = Limits(pixels=50_000_000, side=16_384, kinds=("JPEG", "PNG", "WebP", "BMP"))
@@ -31,6 +32,7 @@ def parse_args() -> argparse.Namespace:
         help="shrink what is described to so many pixels of its longer side; "
              "0: never, as extraction does (default: 1600)")
     add("--max-mb", type=int, default=20, metavar="N", help="of a photograph's file (default: 20)")
+    add("--across", action="store_true", help=ACROSS)
     add("--probes", type=int, default=16, metavar="N", help="see tools/search.py (default: 16)")
     args = parse_with_keys(parser)
     (args.index, args.images), keys = without_keys(args.index, args.images)
@@ -44,7 +46,7 @@ def main() -> None:
         if getattr(args, option) < (option == "max_mb"):
             raise UserError(f"--{option.replace('_', '-')} is {getattr(args, option)}: give more")
     finder = open_finder(args.cfg, args.weights, args.opts, args.index, args.images, "all", args.probes,
-                         LIMITS, args.side)
+                         LIMITS, args.side, across=args.across)
     finder.warm_up()
     max_bytes = args.max_mb * 1_000_000
     serve(build_app(finder, args.host, max_bytes), args.host, args.port, max_bytes, SEARCH)

@@ -1,6 +1,7 @@
 """Feature stores: verified, merged, cut down, and turned into other codes' files and back; --help."""
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from dolg.core.cli import run
@@ -32,6 +33,9 @@ def parse_args() -> argparse.Namespace:
                   "file", "store")
     command.add_argument("--key", default="", help="table of a .mat that has several")
     command.add_argument("--names", type=Path, help="a text file with a name per line, for .mat, .npy")
+    command.add_argument("--transpose", action="store_true",
+                         help="the rows of a .mat are images, or the columns of a .npy")
+    command.add_argument("--normalize", action="store_true", help="scale descriptors to unit length")
     command.add_argument("--chunk-size", type=int, default=256, help="images per chunk")
     args = parser.parse_args()
     if args.command == "import" and args.chunk_size < 1:
@@ -54,8 +58,13 @@ def main() -> None:
         elif args.command == "export":
             export_store(FeatureStore(args.store), args.file, args.key)
         else:
-            store_imported(import_file(args.file, args.key, args.names), args.store, args.file,
-                           args.chunk_size)
+            imported = import_file(args.file, args.key, args.names, args.transpose)
+            if args.normalize:
+                imported.normalize()
+            for warning in imported.warnings():
+                print(f"warning: {warning}", file=sys.stderr)
+            store_imported(imported, args.store, args.file, args.chunk_size)
+            print(f"{args.store}: {imported.summary()}")
     except StoreError as error:
         raise UserError(str(error)) from None
 

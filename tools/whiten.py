@@ -10,7 +10,9 @@ from dolg.features.editing import project
 from dolg.features.labelled import labelled_store
 from dolg.features.store import FeatureStore
 from dolg.files import file_digest
-from dolg.search.whitening import Whitening, class_pairs, learned_whitening, pca_whitening
+from dolg.search.whitening import (
+    Whitening, class_pairs, learned_from_others, learned_whitening, pca_whitening)
+from revisitop.settings import made_by
 from revisitop.stores import StoreError
 
 
@@ -28,30 +30,45 @@ def parse_args() -> argparse.Namespace:
     add("--local", action="store_true", help="learn from the local features")
     add("--turn", action="store_true",
         help="PCA without scaling, as DELG reduces local features to 128 dimensions")
+    add("--across", action="store_true",
+        help="apply what was learned from descriptors that were made with other weights or settings")
     add("--labels", type=Path, metavar="LIST", help="'path label' lines of the store's images")
     return parser.parse_args()
 
 
-def learn(args: argparse.Namespace) -> Whitening:
+def learn(args: argparse.Namespace) -> tuple[Whitening, FeatureStore]:
+    """A whitening, and the store that it is learned from."""
     if args.labels:
         if args.local or args.turn:
             raise UserError("--labels learns from pairs of images: leave out --local and --turn")
         store, labels = labelled_store(args.store, args.labels)
         table = np.asarray(store.global_descriptors())
         pairs = class_pairs(labels, store.status == 0)
-        return learned_whitening(table[pairs[:, 0]], table[pairs[:, 1]], args.dim)
+        return learned_whitening(table[pairs[:, 0]], table[pairs[:, 1]], args.dim), store
     store = FeatureStore(args.store)
     chunks = store.local_chunks() if args.local else store.global_descriptors()
-    return pca_whitening(chunks, args.dim, power=0.0 if args.turn else 0.5)
+    return pca_whitening(chunks, args.dim, power=0.0 if args.turn else 0.5), store
+
+
+def check_learned_alike(args: argparse.Namespace, store: FeatureStore) -> None:
+    """Raise UserError for whitenings that were learned from descriptors made otherwise."""
+    for file, local in ((args.apply, False), (args.apply_local, True)):
+        differing = file and not args.across and learned_from_others(file, store.manifest, local)
+        if differing:
+            raise UserError(f"{file} was learned from descriptors that were made with different {differing} of "
+                            f"{store.path}: learn it from such a store, or give --across to apply it all the "
+                            "same")
 
 
 def main() -> None:
     args = parse_args()
     try:
         if not (args.apply or args.apply_local):
-            learn(args).save(args.output)
+            whitening, store = learn(args)
+            whitening.save(args.output, made_by(store.manifest, args.local))
             return
         store = FeatureStore(args.store)
+        check_learned_alike(args, store)
         project(store, args.output, args.apply and Whitening.load(args.apply, store.dim),
                 args.apply_local and Whitening.load(args.apply_local, store.local_dim),
                 {name: file_digest(file) for name, file in

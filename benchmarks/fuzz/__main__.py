@@ -14,7 +14,11 @@ from tqdm import tqdm
 from benchmarks.fuzz.harness import Outcome, Target, case_file, fuzz, work
 
 # Kind -> "module:TARGET" in this folder; imported when it is asked for
-KINDS: dict[str, str] = {}
+KINDS: dict[str, str] = {
+    "hdf5": "tables:HDF5", "mat": "tables:MAT", "npy": "tables:NPY", "yaml": "configs:YAML",
+    "pickle": "pickles:PICKLE",
+    "weights": "weights:WEIGHTS",
+}
 
 
 def load_target(kind: str) -> Target:

@@ -1,15 +1,12 @@
 """Weights of any origin, ours included, into a model."""
-import pickle
-import re
-import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from dolg.core.weights import ALONE, LAYOUTS, sort_keys, swap_colours
+from dolg.core.weight_files import read_file, read_weights  # noqa: F401 - the trainer takes read_file from here
+from dolg.core.weights import ALONE, LAYOUTS, sort_keys, strip_wrappers, swap_colours
 from dolg.errors import UserError
 from dolg.models.backbones.timm import TimmBackbone, flat_key
 from dolg.models.rrt import RerankingTransformer
@@ -18,56 +15,12 @@ from dolg.models.rrt import RerankingTransformer
 _UNTRAINED = {"pool.p"}
 
 
-def read_file(path: str | Path) -> dict:
-    """The contents of a .pyth/.pth/.pt or .safetensors file; no code in it is ever run.
-
-    Raises UserError where the file is missing, damaged, or asks for code to be run.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no weights file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused, nothing in it was run: {_reason(error)}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a whole PyTorch file: {_reason(error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
-    return content
-
-
-def _reason(error: Exception) -> str:
-    """The telling part of torch's long message, in one line."""
-    text = " ".join(str(error).split())
-    telling = re.search(r"(Unsupported|Trying to|WeightsUnpickler error|Invalid|invalid)[^.]*"
-                        r"(\.[^. ]+)*", text)
-    return (telling[0] if telling else text)[:200]
-
-
-def state_dict_of(content: dict) -> dict[str, torch.Tensor]:
-    """The tensors of a file: bare, under "model_state" / "state_dict" / "state", or our own, whose
-    model is the averaged one where training averaged it."""
-    if isinstance(content.get("model"), dict) and isinstance(content.get("loss"), dict):
-        parts = {"model": content.get("average") or content["model"], "loss": content["loss"]}
-        return {f"{part}.{key}": value for part, state in parts.items()
-                for key, value in state.items()}
-    for wrapper in ("model_state", "state_dict", "state", "model"):
-        if isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-
-
 def load_weights(module: nn.Module, path: str | Path, start: bool = False,
                  partial: bool = False) -> str:
     """Load a weights file, ours or another code's, into a model, a loss, or a backbone.
 
-    Every parameter and buffer must be in the file, under its name and in its shape. A file of
+    Every parameter and buffer must be in the file, under its name and in its shape, except counters of
+    batches, which files from before PyTorch 0.4.1 lack and nothing here uses. A file of
     a backbone alone will do for a whole model where nothing else has to be learned; with
     `start`, which training uses, it may also leave the head as it is. With `partial` whatever
     fits by name and shape is loaded. Where the network takes its colours in another order than
@@ -77,11 +30,12 @@ def load_weights(module: nn.Module, path: str | Path, start: bool = False,
     damaged or of another model, naming the keys that differ.
     """
     backbone = getattr(module, "backbone", module)
-    layout, parts = read_parts(path, as_timm=isinstance(backbone, TimmBackbone))
+    layout, parts, notes = read_parts(path, as_timm=isinstance(backbone, TimmBackbone))
+    source, notes = f"{path} ({layout})", f" [{'; '.join(notes)}]" if notes else ""
     target, given = _match(module, parts)
     if target is None:
-        raise UserError(f"{path} ({layout}) has weights of {' and '.join(parts)}, "
-                        f"none of a {type(module).__name__}")
+        raise UserError(f"{source} has weights of {' and '.join(parts)}, "
+                        f"none of a {type(module).__name__}{notes}")
     if isinstance(target, TimmBackbone):
         given = _timm_keys(target, given)
     if hasattr(target, "input_spec"):       # a network, not a loss
@@ -89,24 +43,34 @@ def load_weights(module: nn.Module, path: str | Path, start: bool = False,
         if colour not in ("", target.input_spec.colour):
             given = swap_colours(given)
     if partial:
-        return _load_what_fits(target, given, f"{path} ({layout})")
-    return _load_all(module, target, given, f"{path} ({layout})", start)
+        return _load_what_fits(target, given, source, notes)
+    return _load_all(module, target, given, source, notes, start)
 
 
-def read_parts(path: str | Path, as_timm: bool = False) -> tuple[str, dict[str, dict]]:
-    """`sort_keys` of a file."""
-    state = state_dict_of(read_file(path))
-    if not state:
-        raise UserError(f"{path} holds no weights")
-    return sort_keys(state, str(path), as_timm)
+class Parts(NamedTuple):
+    """The `sort_keys` of a file, and notes on what was taken from it and what was left."""
+
+    layout: str
+    parts: dict[str, dict]
+    notes: list[str]
 
 
-def _load_all(module: nn.Module, target: nn.Module, given: dict, source: str, start: bool) -> str:
+def read_parts(path: str | Path, as_timm: bool = False) -> Parts:
+    """The weights in a file, under our names. Raises UserError where there are none."""
+    state, notes = read_weights(path)
+    state, prefix = strip_wrappers(state)
+    if prefix:
+        notes.append(f"{prefix!r} removed from all names")
+    return Parts(*sort_keys(state, str(path), as_timm), notes)
+
+
+def _load_all(module: nn.Module, target: nn.Module, given: dict, source: str, notes: str, start: bool) -> str:
     own = target.state_dict()
+    given = {**{key: value for key, value in own.items() if key.endswith(".num_batches_tracked")}, **given}
     missing, unexpected, shapes = compare(own, given)
     if missing or unexpected or shapes:
         raise UserError(f"{source} is not of this {type(module).__name__}: "
-                        + describe_difference(missing, unexpected, shapes))
+                        f"{describe_difference(missing, unexpected, shapes)}{notes}")
     untouched = set()
     if target is not module:
         rest = set(module.state_dict()) - {f"backbone.{key}" for key in own} - _UNTRAINED
@@ -114,23 +78,23 @@ def _load_all(module: nn.Module, target: nn.Module, given: dict, source: str, st
     if untouched and not start:
         raise UserError(f"{source} has a backbone alone, and this {type(module).__name__} "
                         f"needs {_some(sorted(untouched))} as well: train it (TRAIN.WEIGHTS), or "
-                        "give weights of the whole model")
+                        f"give weights of the whole model{notes}")
     target.load_state_dict(given)
     left = f"; left as initialised: {_some(sorted(untouched))}" if untouched else ""
-    return f"loaded {len(own)} tensors of {source} into {type(target).__name__}{left}"
+    return f"loaded {len(own)} tensors of {source} into {type(target).__name__}{notes}{left}"
 
 
-def _load_what_fits(target: nn.Module, given: dict, source: str) -> str:
+def _load_what_fits(target: nn.Module, given: dict, source: str, notes: str) -> str:
     own = target.state_dict()
     missing, unexpected, shapes = compare(own, given)
     fitting = {key: value for key, value in given.items()
                if key in own and own[key].shape == value.shape}
     if not fitting:
         raise UserError(f"{source} has nothing that fits this {type(target).__name__}: "
-                        + describe_difference(missing, unexpected, shapes))
+                        f"{describe_difference(missing, unexpected, shapes)}{notes}")
     target.load_state_dict(fitting, strict=False)
     lines = [f"loaded {len(fitting)} of {len(own)} tensors of this {type(target).__name__} from "
-             f"{source}: {_some(_branches(fitting), 40)}"]
+             f"{source}: {_some(_branches(fitting), 40)}{notes}"]
     for what, keys in (("left as initialised", missing), ("in the file, not used", unexpected),
                        ("of another shape, left as initialised", shapes)):
         if keys:

@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,8 +21,14 @@ from dolg.data.decode import ImageError
 from dolg.errors import UserError
 from dolg.files import write_atomically
 
-# What asks a job to stop: a cluster's end of time, and the warning that Slurm sends before it
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# What asks a job to stop: a cluster's end of time, the warning that Slurm sends before it, Ctrl-C
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Ctrl-C reaches a worker from the terminal and from its launcher as well, within less than so many seconds
+_SAME_INTERRUPT = 2.0
+# What ends a loop over batches that the user, or the machine, can mend
+READ_ERRORS = (ImageError, UserError)
+
+Item = TypeVar("Item")
 
 
 def rank() -> int:
@@ -92,24 +100,73 @@ def any_process(*flags: bool) -> list[bool]:
     return [bool(count) for count in counts]
 
 
+@contextmanager
+def failing_together(*kinds: type[Exception]) -> Iterator[None]:
+    """An exception of these kinds in one process is raised in all, at the end of the block (each process
+    must enter it). Inside there may be no exchange between the processes but those of this function and
+    of `agreed`."""
+    failure = None
+    try:
+        yield
+    except kinds as error:
+        if getattr(error, "everywhere", False):     # by a block inside this one
+            raise
+        failure = error
+    if any_process(failure is not None)[0]:
+        failures = gather(failure)
+        failure = failure or next(filter(None, failures))
+        failure.everywhere = True
+        raise failure
+
+
+def agreed(batches: Iterable[Item]) -> Iterator[Item]:
+    """The same batches; one of READ_ERRORS in one process is raised in all, before any of them gets its
+    batch. Each process must go through as many."""
+    batches, nothing = iter(batches), object()
+    while True:
+        with failing_together(*READ_ERRORS):
+            batch = next(batches, nothing)
+        if batch is nothing:
+            return
+        yield batch
+
+
+def is_launched() -> bool:
+    """Whether a launcher, torchrun or ours, started this process."""
+    return "WORLD_SIZE" in os.environ
+
+
 class StopRequest:
     """`asked` names the signal of STOP_SIGNALS that came since this was entered, or is empty.
 
-    Entered by the main thread, it takes these signals from their handlers until it is left.
+    Entered by the main thread, it takes these signals from their handlers until it is left, except
+    those that the process ignores. A second Ctrl-C ends the process at once.
     """
 
     asked = ""
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        taken = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in taken}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def end(self) -> None:
+        """End as a process that was asked to stop does, once its work is saved: with KeyboardInterrupt
+        after Ctrl-C, unless its launcher, which got Ctrl-C as well, says how the job ends."""
+        if self.asked == signal.SIGINT.name and not is_launched():
+            raise KeyboardInterrupt
+
     def _note(self, number: int, _frame) -> None:
-        self.asked = signal.Signals(number).name
+        now = time.monotonic()
+        if number == signal.SIGINT and self.asked == signal.SIGINT.name:
+            if not is_launched() or now - self._since > _SAME_INTERRUPT:
+                os._exit(128 + number)
+            return
+        self.asked, self._since = signal.Signals(number).name, now
 
 
 @contextmanager
@@ -149,13 +206,14 @@ def launch(job: Callable, num_gpus: int, *args, device_name: str = "auto",
     They are a process group if `grouped`; else they know of each other by RANK and WORLD_SIZE alone.
     Under torchrun, and for one process, it runs right here. Otherwise torch's elastic launcher
     starts the processes on this machine, and when one dies, all of them again, up to
-    `max_restarts` times; STOP_SIGNALS are passed on to them. Raises UserError where there are
-    fewer GPUs than asked for, and the UserError or ImageError of a process, without a restart;
-    ChildFailedError, once the processes have said why, where no restart is left.
+    `max_restarts` times; STOP_SIGNALS are passed on to them, and a second Ctrl-C kills them. Raises
+    UserError where there are fewer GPUs than asked for, and the UserError or ImageError of a process,
+    without a restart; ChildFailedError, once the processes have said why, where no restart is left;
+    KeyboardInterrupt after Ctrl-C, once they have ended.
     """
     join = partial(process_group if grouped else own_device, device_name)
     if processes_started(num_gpus, device_name) == 1:
-        if "WORLD_SIZE" not in os.environ and num_gpus > 1:
+        if not is_launched() and num_gpus > 1:
             print(f"NUM_GPUS is {num_gpus}, but this machine has no GPU that PyTorch can use: one "
                   f"process runs on the CPU (DEVICE cpu starts {num_gpus} there)", flush=True)
         with join():
@@ -172,7 +230,7 @@ def processes_started(num_gpus: int, device_name: str = "auto") -> int:
     """How many processes `launch` has here: under torchrun, and on a CPU that was not asked for by
     name, this one alone."""
     no_gpu = device_name == "auto" and device(device_name).type == "cpu"
-    return 1 if "WORLD_SIZE" in os.environ or no_gpu else num_gpus
+    return 1 if is_launched() or no_gpu else num_gpus
 
 
 def _check_gpus(wanted: int, who: str) -> None:
@@ -199,28 +257,35 @@ def _launch_elastic(folder: Path, join: Callable, job: Callable, processes: int,
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="dolg", rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=max_restarts,
         # Its own handler of STOP_SIGNALS would give the processes half a minute, then kill them
-        signals_to_handle="SIGINT,SIGHUP,SIGQUIT")
+        signals_to_handle="SIGHUP,SIGQUIT")
+    asked = set()
 
     def pass_on(number: int, _frame) -> None:
         # The file is for processes that are not yet ready to stop well: they die, and are started
         (folder / "stop").touch()
+        again = number == signal.SIGINT and number in asked
+        asked.add(number)
         for process in multiprocessing.active_children():
-            os.kill(process.pid, number)
+            os.kill(process.pid, signal.SIGKILL if again else number)
+        if again:
+            raise KeyboardInterrupt
 
     mistake = folder / "mistake"
     before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         elastic_launch(config, _run_process)(folder, join, job, args)
     except ChildFailedError:
-        if not mistake.exists():
+        if not mistake.exists() and signal.SIGINT not in asked:
             raise
-    except SignalException:     # of Ctrl-C, most often
+    except SignalException:
         raise KeyboardInterrupt from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if mistake.exists():
         raise UserError(mistake.read_text(encoding="utf-8"))
+    if signal.SIGINT in asked:
+        raise KeyboardInterrupt
 
 
 def _run_process(folder: Path, join: Callable, job: Callable, args: tuple) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dolg.core.distributed import gather, is_main, rank, world_size
+from dolg.core.distributed import (READ_ERRORS, agreed, failing_together, gather, is_main, rank,
+                                   world_size)
 from dolg.core.meters import Meter, figures_of
 from dolg.data.loader import StepLoader
 from dolg.features.extract import Extractor, average_scales
@@ -16,6 +17,9 @@ from dolg.search.classes import evaluate_classes
 from revisitop import GroundTruth, compute_map, split
 from revisitop.protocol import protocols_of
 
+# What may befall one process alone, while the others go on to their next exchange
+_FAILURES = (*READ_ERRORS, RuntimeError, MemoryError)
+
 
 @torch.no_grad()
 def classification_error(module: nn.Module, loader: StepLoader,
@@ -23,10 +27,11 @@ def classification_error(module: nn.Module, loader: StepLoader,
     """Loss and top-1, top-5 error (percent) of model and loss `module` on the loader's images."""
     module.eval()
     meter = Meter()
-    for batch in loader.epoch(0):
-        with autocast():
-            outputs = module(batch.images, batch.labels)
-        meter.update(figures_of(outputs, batch.labels), batch.indexes)
+    with failing_together(*_FAILURES):
+        for batch in agreed(loader.epoch(0)):       # the loss may compare the images of all processes
+            with autocast():
+                outputs = module(batch.images, batch.labels)
+            meter.update(figures_of(outputs, batch.labels), batch.indexes)
     return meter.summary()
 
 
@@ -41,11 +46,12 @@ def class_retrieval(model: nn.Module, loader: StepLoader, labels: list[int], ks:
     """
     model.eval()
     indexes, descriptors = [], [np.empty((0, model.dim), np.float32)]
-    for batch in loader.epoch(0):
-        with autocast():
-            raw = model(batch.images)["global"]
-        descriptors.append(average_scales([raw]).cpu().numpy())
-        indexes += batch.indexes.tolist()
+    with failing_together(*_FAILURES):
+        for batch in loader.epoch(0):
+            with autocast():
+                raw = model(batch.images)["global"]
+            descriptors.append(average_scales([raw]).cpu().numpy())
+            indexes += batch.indexes.tolist()
     table = np.empty((len(labels), model.dim), np.float32)
     for places, part in gather((indexes, np.concatenate(descriptors))):
         table[places] = part
@@ -76,7 +82,8 @@ def _described(extractor: Extractor, source: ImageSource) -> np.ndarray:
     table = np.empty((len(source), extractor.model.dim), np.float32)
     with tqdm(total=len(mine), unit="image", leave=False,
               disable=None if is_main() else True) as bar:
-        part = extractor.table(source, mine, on_batch=bar.update)
+        with failing_together(*_FAILURES):
+            part = extractor.table(source, mine, on_batch=bar.update)
     for rows, part in gather((mine, part)):
         table[rows] = part
     return table

@@ -7,6 +7,7 @@ import simplejson
 from tqdm import tqdm
 
 from dolg.core.distributed import is_main
+from dolg.files import append_record
 from revisitop.printing import one_line
 
 
@@ -20,8 +21,8 @@ def say(message: str) -> None:
 class RunLog:
     """`OUT_DIR/log.jsonl`, one JSON object per line, and `OUT_DIR/tensorboard`.
 
-    A resumed run appends; where an epoch was repeated, the later lines count. Silent in all
-    processes but the main one.
+    A resumed run appends; where an epoch was repeated, the later lines count. A record that a full
+    disk has torn stays, and the next starts on a new line. Silent in all processes but the main one.
     """
 
     def __init__(self, out_dir: str | Path):
@@ -32,7 +33,7 @@ class RunLog:
 
             out_dir = Path(out_dir)
             out_dir.mkdir(parents=True, exist_ok=True)
-            self._file = open(out_dir / "log.jsonl", "a", encoding="utf-8")
+            self._file = out_dir / "log.jsonl"
             self._board = SummaryWriter(str(out_dir / "tensorboard"))
 
     def write(self, kind: str, step: int, figures: dict) -> None:
@@ -41,8 +42,7 @@ class RunLog:
             return
         rounded = {key: _rounded(value) for key, value in figures.items()}
         try:
-            self._file.write(simplejson.dumps({"kind": kind, "step": step, **rounded}) + "\n")
-            self._file.flush()
+            append_record(self._file, simplejson.dumps({"kind": kind, "step": step, **rounded}))
             for key, value in figures.items():
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(f"{kind}/{key}", value, step)
@@ -52,10 +52,9 @@ class RunLog:
             self._failed = True
 
     def close(self) -> None:
-        if self._file is None:
+        if self._board is None:
             return
         try:
-            self._file.close()
             self._board.close()
         except OSError as error:
             say(f"WARNING: the last figures are not logged: {error.strerror or error}")

@@ -1,5 +1,7 @@
-"""How the C library handles the memory of large tensors."""
+"""The memory of large tensors: how the C library handles it, and whether it did not suffice."""
 import ctypes
+
+import torch
 
 # Parameters of glibc's mallopt (malloc.h)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -17,3 +19,9 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Also where the CPU's allocator, the driver or a library of CUDA says so, by plain errors."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        text in str(error) for text in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))

@@ -7,6 +7,8 @@ from torch import nn
 
 from dolg.config import get_cfg
 from dolg.core.distributed import gather, rank
+from dolg.core.logging import say
+from dolg.core.saving import Position
 from dolg.errors import UserError
 from dolg.losses.shards import ClassShard, sharded_parameters
 
@@ -34,6 +36,18 @@ def check_same_run(cfg, state: dict, path: Path) -> None:
     if changed:
         raise UserError(f"{path} was made by other settings: {'; '.join(changed)}. Give another "
                         f"OUT_DIR (and TRAIN.WEIGHTS {path} to start from these weights)")
+
+
+def check_epochs(cfg, before: str, position: Position) -> None:
+    """Raise UserError where the run is farther than OPTIM.MAX_EPOCH; say where the end has changed since
+    the configuration `before`, on which the learning rate depends."""
+    now, then = cfg.OPTIM.MAX_EPOCH, yaml.safe_load(before)["OPTIM"]["MAX_EPOCH"]
+    if position > (now, 0):
+        raise UserError(f"the run in {cfg.OUT_DIR} has {position} done, more than OPTIM.MAX_EPOCH {now}: give at "
+                        "least as many epochs as are done, or another OUT_DIR (an earlier checkpoint is used by "
+                        "naming it in TEST.WEIGHTS)")
+    if now != then:
+        say(f"OPTIM.MAX_EPOCH was {then}, is {now}: the learning rate follows the new end from here on")
 
 
 def _settings(tree: dict) -> dict:

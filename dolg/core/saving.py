@@ -2,18 +2,26 @@
 import fcntl
 import hashlib
 import json
+import math
 import re
 import threading
+import zipfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import torch
 
-from dolg.errors import UserError
-from dolg.files import atomic_file, file_digest, write_atomically
+from dolg.core.checkpoint import read_file
 from dolg.core.logging import say
+from dolg.errors import UserError
+from dolg.files import atomic_file, file_digest, read_json, write_atomically
 
 _NAME = re.compile(r"model_epoch_(\d{4,})(?:_step_(\d{6,}))?\.pyth$")
+_ZIP_START, _ZIP_END, _ZIP_END_SIZE = b"PK\x03\x04", b"PK\x05\x06", 22
+# What reading a damaged zip file raises
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError,
+               ValueError, KeyError)
 
 
 class Position(NamedTuple):
@@ -48,8 +56,7 @@ def newest_checkpoint(out_dir: str | Path) -> Path | None:
     for path in found:
         if is_whole(path):
             return path
-        say(f"{path} is damaged: it is not what {_digest_path(path).name} says was written. "
-            "Looking for the one before")
+        say(f"{path} is damaged: it is not what was written. Looking for the one before")
     if found:
         raise UserError(f"all checkpoints in {found[0].parent} are damaged: restore one, or delete "
                         "them to start anew")
@@ -58,7 +65,11 @@ def newest_checkpoint(out_dir: str | Path) -> Path | None:
 
 def best_checkpoint(out_dir: str | Path) -> Path:
     """The checkpoint with the best evaluation. Raises UserError where none was evaluated."""
-    best = read_best(out_dir)
+    try:
+        best = read_best(out_dir)
+    except UserError as error:
+        raise UserError(f"{error}: start the same training command again, which finds the best in log.jsonl, "
+                        "or name a checkpoint in TEST.WEIGHTS") from None
     if not best:
         raise UserError(f"{out_dir}/checkpoints has no best checkpoint: train with TEST.DATASET or "
                         "TEST.RETRIEVAL, which judge them")
@@ -66,17 +77,58 @@ def best_checkpoint(out_dir: str | Path) -> Path:
 
 
 def read_best(out_dir: str | Path) -> dict:
-    """The `file` of the best checkpoint, its `metric` and `value`; empty where there is none."""
-    file = Path(out_dir) / "checkpoints" / "best.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """The `file` of the best checkpoint, its `metric` and `value`; empty where there is none. Raises
+    UserError where best.json is damaged."""
+    file = _best_path(out_dir)
+    if not file.exists():
+        return {}
+    try:
+        best = read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error})") from None
+    if not (isinstance(best, dict) and isinstance(best.get("file"), str) and _NAME.match(best["file"])
+            and isinstance(best.get("metric"), str) and isinstance(best.get("value"), (int, float))
+            and math.isfinite(best["value"])):
+        raise UserError(f"{file} is damaged (it does not have the file, metric and value of a checkpoint)")
+    return best
+
+
+def write_best(out_dir: str | Path, best: dict) -> None:
+    """Record the `file` of the best checkpoint, its `metric` and `value`; remove the record if empty."""
+    if best:
+        write_atomically(_best_path(out_dir), json.dumps(best) + "\n")
+    else:
+        _best_path(out_dir).unlink(missing_ok=True)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the file is what was written; one without a digest beside it is taken as it is."""
+    """Whether a checkpoint is what was written, by the SHA-256 beside it; where there is none, or another,
+    by the CRC-32 of each of its own records."""
     digest = _digest_path(path)
-    if not digest.is_file():
+    try:
+        written = digest.read_bytes().split()[:1]
+    except FileNotFoundError:
+        return _records_are_whole(path)
+    if written == [file_digest(path).encode()]:
         return True
-    return digest.read_text(encoding="utf-8").split()[:1] == [file_digest(path)]
+    if not _records_are_whole(path):
+        return False
+    say(f"WARNING: {digest} does not hold the digest of {path.name}, all of whose records are whole: "
+        "the checkpoint is used")
+    return True
+
+
+def _records_are_whole(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(_ZIP_START)) == _ZIP_START:
+                file.seek(-_ZIP_END_SIZE, 2)
+                if file.read(len(_ZIP_END)) != _ZIP_END or zipfile.ZipFile(file).testzip():
+                    return False
+        read_file(path)
+    except (*_ZIP_ERRORS, UserError):
+        return False
+    return True
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -101,28 +153,42 @@ class Saver:
         out_dir: the run's folder; no other process may be training in it.
         keep: checkpoints to keep, the newest, beside the best; 0: all.
 
+    Attributes:
+        best: the best checkpoint so far, as `read_best` gives it.
+
     A failed write (a full disk) is said and leaves the older checkpoints; `finish` raises
     UserError if the last one failed. Raises UserError where another run holds the folder.
     """
 
     def __init__(self, out_dir: str | Path, keep: int):
         self.out_dir, self.keep = Path(out_dir), keep
-        self.best = read_best(out_dir)
+        self.best: dict = {}
         self._thread: threading.Thread | None = None
         self._failure, self._bug = "", None
         self.out_dir.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.out_dir / ".lock")
         self._clear(self.out_dir / "checkpoints")
 
-    def save(self, position: Position, state: dict, best: dict | None = None) -> None:
-        """Write `state`, whose tensors may change as soon as this returns.
-
-        best: `metric` and `value`, where this is the best checkpoint so far.
-        """
+    def save(self, position: Position, state: dict) -> None:
+        """Write `state`, whose tensors may change as soon as this returns."""
         self.wait()
         path = checkpoint_path(self.out_dir, position)
-        self._thread = threading.Thread(target=self._write, args=(path, _copy(state), best))
+        self._thread = threading.Thread(target=self._write, args=(path, _copy(state)))
         self._thread.start()
+
+    def mark_best(self, position: Position, best: dict) -> None:
+        """Record the checkpoint at `position` as the best so far, by `metric` and `value`; one that could
+        not be written cannot be it."""
+        self.wait()
+        path = checkpoint_path(self.out_dir, position)
+        if not path.exists():
+            return
+        self.best = {"file": path.name, **best}
+        try:
+            write_best(self.out_dir, self.best)
+            self._remove_old(path)
+        except OSError as error:
+            say(f"WARNING: could not write {_best_path(self.out_dir)}: {error.strerror or error}")
 
     def wait(self) -> None:
         """Until nothing is being written."""
@@ -138,13 +204,10 @@ class Saver:
         if self._failure:
             raise UserError(f"{self._failure}: the run can go on from the checkpoint before")
 
-    def _write(self, path: Path, state: dict, best: dict | None) -> None:
+    def _write(self, path: Path, state: dict) -> None:
         self._failure = ""
         try:
             save_checkpoint(path, state)
-            if best:
-                self.best = {"file": path.name, **best}
-                write_atomically(path.with_name("best.json"), json.dumps(self.best) + "\n")
             self._remove_old(path)
         except OSError as error:
             self._failure = f"could not write {path}: {error.strerror or error}"
@@ -187,6 +250,10 @@ class _HashingFile:
 
     def flush(self) -> None:
         self._file.flush()
+
+
+def _best_path(out_dir: str | Path) -> Path:
+    return Path(out_dir) / "checkpoints" / "best.json"
 
 
 def _digest_path(path: Path) -> Path:

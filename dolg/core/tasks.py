@@ -2,12 +2,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from dolg.core.distributed import from_main, rank, world_size
+from dolg.core.logging import say
 from dolg.core.modules import FeaturePairModule, ImagePairModule, TrainingModule
 from dolg.core.validation import Validation, image_judges, open_checked, pair_judges, workers_of
 from dolg.data.datasets import TrainingImages
@@ -20,10 +23,15 @@ from dolg.errors import UserError
 from dolg.features.labelled import labelled_store
 from dolg.features.store import FeatureStore
 from dolg.losses import build_loss
+from dolg.losses.builders import DEFAULTS
 from dolg.models import build_model
 from dolg.search.collection import store_digest
 from dolg.search.neighbours import read_neighbours
 from revisitop.stores import StoreError
+
+# A loss of pairs learns little where fewer images than this fraction have another of their class in their batch
+_FEW_POSITIVES = 0.1
+_STEPS_LOOKED_AT = 1000
 
 
 class Task(ABC):
@@ -32,11 +40,14 @@ class Task(ABC):
     Attributes:
         model, loss: as `cfg` says, not yet on a device.
         loader: the steps of an epoch, `len(loader)` of them; `loader.epoch(epoch, start)` gives the
-            batches from step `start` on. A batch has `indexes` (B,), on the CPU.
+            batches from step `start` on. A batch has `indexes` (B,), on the CPU, and `replaced`, (index,
+            reason) of images in whose place others are.
+        images: the training images; None where it reads stored features.
         validation: what the run is judged by.
     """
 
     module_type = TrainingModule
+    images = None
 
     def __init__(self, cfg):
         self.cfg, self.model = cfg, build_model(cfg)
@@ -57,6 +68,10 @@ class Task(ABC):
 class _ImagesTask(Task):
     """Of batches of `images`."""
 
+    def index_of(self, name: str) -> int:
+        """The index of the image of a name; looks at all."""
+        return next(index for index in range(len(self.images)) if self.images.name(index) == name)
+
     def parts(self, batch: Batch, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return zip(batch.images.chunk(count), batch.labels.chunk(count))
 
@@ -72,6 +87,7 @@ class ImageTask(_ImagesTask):
         self.images = _open_images(cfg, cfg.MODEL.NUM_CLASSES)
         counts = np.bincount(self.images.labels, minlength=cfg.MODEL.NUM_CLASSES)
         self.loss = build_loss(cfg, self.model.dims, counts)
+        _check_pairs(cfg, self.images.labels, self.loss)
         self.loader = _image_loader(cfg, self.images, self._sampler(), self.model.input_spec, device)
         self.validation = Validation(cfg, image_judges(cfg, self.model.input_spec, device))
 
@@ -167,9 +183,48 @@ def _open_images(cfg, num_classes: int | None = None):
 def _image_loader(cfg, images, sampler, input_spec, device: torch.device) -> StepLoader:
     dataset = TrainingImages(
         images, cfg.TRAIN.IM_SIZE, cfg.TRAIN.CROP_AREA, cfg.RNG_SEED, cfg.TRAIN.LIGHTING,
-        cfg.TRAIN.RESIZE, cfg.DATA_LOADER.REDUCED_DECODE, cfg.DATA_LOADER.ON_DEVICE)
+        cfg.TRAIN.RESIZE, cfg.DATA_LOADER.REDUCED_DECODE, cfg.DATA_LOADER.ON_DEVICE,
+        cfg.DATA_LOADER.ON_ERROR == "skip")
     pin = cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda"
     return StepLoader(dataset, sampler, input_spec, workers_of(cfg), pin, device)
+
+
+def _check_pairs(cfg, labels: np.ndarray, loss: nn.Module) -> None:
+    """Raise UserError where a loss of pairs can never see two images of a class together; warn where it
+    hardly does in the first epoch."""
+    if not any(getattr(part, "needs_pairs", False) for part in loss.modules()):
+        return
+    name = cfg.LOSS.NAME or DEFAULTS[cfg.MODEL.ARCH]
+    cause = f"LOSS.NAME {name} compares images of one class"
+    together, per_class = cfg.TRAIN.BATCH_SIZE // cfg.TRAIN.ACCUMULATE, cfg.TRAIN.IMAGES_PER_CLASS
+    if together < 2 or per_class and together == world_size():
+        raise UserError(f"{cause}, and TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} in TRAIN.ACCUMULATE "
+                        f"{cfg.TRAIN.ACCUMULATE} parts leaves it no two of them at a time: raise the one or "
+                        "lower the other")
+    if per_class == 1:
+        raise UserError(f"{cause}, and TRAIN.IMAGES_PER_CLASS is 1: give 2 or more, such as 4")
+    if per_class:
+        return
+    if np.bincount(labels).max() < 2:
+        raise UserError(f"{cause}, and no class of {cfg.TRAIN.SPLIT} has two images: give other labels, another "
+                        "loss, or TRAIN.IMAGES_PER_CLASS 2, which shows each image twice")
+    fraction = _with_positives(cfg, labels, together)
+    if fraction < _FEW_POSITIVES:
+        say(f"WARNING: {cause}, and only {fraction:.1%} of the images have another of their class in their "
+            "batch, from which it can learn: set TRAIN.IMAGES_PER_CLASS, such as 4")
+
+
+def _with_positives(cfg, labels: np.ndarray, together: int) -> float:
+    """The fraction of the first epoch's images that have another of their class among the `together` with
+    which they are compared."""
+    whole = StepSampler(len(labels), cfg.TRAIN.BATCH_SIZE, 0, 1, cfg.RNG_SEED, shuffle=True)
+    order = [index for step in islice(whole, _STEPS_LOOKED_AT) for _, index in step]
+    groups = np.sort(labels[order].reshape(-1, together), axis=1)
+    equal = groups[:, 1:] == groups[:, :-1]
+    positive = np.zeros(groups.shape, bool)
+    positive[:, 1:] |= equal
+    positive[:, :-1] |= equal
+    return float(positive.mean())
 
 
 def _check_triplets(cfg) -> None:

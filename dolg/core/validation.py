@@ -7,10 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dolg.core.distributed import from_main, local_world_size, rank, world_size
+from dolg.core.distributed import (failing_together, from_main, local_world_size, rank,
+                                   world_size)
 from dolg.core.evaluation import class_retrieval, classification_error, revisited_map
+from dolg.core.memory import is_out_of_memory
 from dolg.core.precision import PRECISIONS, autocast
 from dolg.data.datasets import CentredImages
+from dolg.data.decode import ImageError
 from dolg.data.images import check_images, open_images
 from dolg.data.loader import StepLoader, leave_signals, worker_count
 from dolg.data.sampler import StepSampler
@@ -26,6 +29,12 @@ from revisitop import GroundTruthError, StoreError
 
 # Gives figures (percent, by name) of a TrainingModule; each process must call it
 Judge = Callable[[nn.Module], dict[str, float]]
+# What an evaluation may fail by without ending the training; of RuntimeErrors only a lack of memory
+FAILURES = (ImageError, UserError, StoreError, GroundTruthError, OSError, MemoryError, RuntimeError)
+
+
+class EvaluationError(Exception):
+    """An evaluation that could not be done, and why."""
 
 
 class Validation:
@@ -40,19 +49,26 @@ class Validation:
         return bool(self.judges)
 
     def run(self, module: nn.Module) -> dict[str, float]:
-        """The figures of a TrainingModule (each process must call this)."""
+        """The figures of a TrainingModule (each process must call this). Raises EvaluationError, in all
+        processes, where an image, a set, the disk or the memory of one of them did not allow it."""
         figures = {}
-        for judge in self.judges:
-            figures.update(judge(module))
+        try:
+            for judge in self.judges:
+                with failing_together(*FAILURES):
+                    figures.update(judge(module))
+        except FAILURES as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            raise EvaluationError(" ".join(str(error).split()) or type(error).__name__) from error
         return figures
 
     def record(self, figures: dict[str, float], best: dict) -> dict | None:
         """`metric` and `value` if these figures beat the `best` before, or there is none; the mAP
         counts (Medium, where there are protocols), else Recall at the first k, else the error."""
-        metric = next(name for name in ("mAP Medium", "mAP Plain", f"R@{self.cfg.TEST.RECALLS[0]}",
-                                        "top1_err", "loss") if name in figures)
-        value, sign = figures[metric], -1 if metric in ("top1_err", "loss") else 1
-        if not math.isfinite(value):
+        metric = next((name for name in ("mAP Medium", "mAP Plain", f"R@{self.cfg.TEST.RECALLS[0]}",
+                                         "top1_err", "loss") if name in figures), "")
+        value, sign = figures.get(metric), -1 if metric in ("top1_err", "loss") else 1
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
             return None
         if best.get("metric") == metric and sign * value <= sign * best["value"]:
             return None

@@ -119,6 +119,36 @@ ALONE = "terms.global."
 _COUNTERS = ("total_ops", "total_params")
 
 
+# What DataParallel, torch.compile, Lightning and others put before the names of what they hold
+_WRAPPERS = {"module", "_orig_mod", "model", "net", "network"}
+
+
+def strip_wrappers(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
+    """The state dict without the prefix that wrappers have put before all names, and the prefix.
+
+    Any common prefix that hides a known layout is one; where no layout is known, those of _WRAPPERS are.
+    """
+    state = {key: value for key, value in state.items() if key.rsplit(".", 1)[-1] not in _COUNTERS}
+    shortest = min(state, key=lambda key: key.count("."), default="").split(".")[:-1]
+    common = 0
+    while common < len(shortest) and all(key.split(".")[common] == shortest[common] for key in state):
+        common += 1
+    known = 0
+    for size in range(common + 1):
+        prefix = "".join(f"{part}." for part in shortest[:size])
+        stripped = {key.removeprefix(prefix): value for key, value in state.items()}
+        if _layout_of(stripped):
+            return stripped, prefix
+        known = size if all(part in _WRAPPERS for part in shortest[:size]) else known
+    prefix = "".join(f"{part}." for part in shortest[:known])
+    return {key.removeprefix(prefix): value for key, value in state.items()}, prefix
+
+
+def _layout_of(state: dict) -> str | None:
+    return next((name for name, layout in LAYOUTS.items()
+                 if any(key.startswith(layout.mark) for key in state)), None)
+
+
 def sort_keys(state: dict[str, torch.Tensor], source: str,
               as_timm: bool = False) -> tuple[str, dict[str, dict]]:
     """(layout's name, {"model" | "loss" | "backbone": renamed tensors}) of a file's state dict.
@@ -127,10 +157,7 @@ def sort_keys(state: dict[str, torch.Tensor], source: str,
     `as_timm` those of a bare backbone keep their names. Raises UserError where a recognised
     layout holds a key that no rule names.
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()
-             if key.rsplit(".", 1)[-1] not in _COUNTERS}
-    name = next((name for name, layout in LAYOUTS.items()
-                 if any(key.startswith(layout.mark) for key in state)), None)
+    name = _layout_of(state)
     if name is None or (as_timm and name in ("pycls", "torchvision")):
         return "timm or other backbone", {"backbone": state}
     layout, parts = LAYOUTS[name], {}

@@ -1,4 +1,6 @@
 """Views of the images of a list or of shards: read, decoded and, unless a GPU does it, rendered."""
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ from dolg.errors import UserError
 
 # First word of the seed: the order of images and their augmentation are drawn apart
 _AUGMENT = 1
+# Images that are tried in the place of an unreadable one
+_MOST_TRIES = 20
 
 
 class Sample(NamedTuple):
@@ -25,12 +29,14 @@ class Sample(NamedTuple):
             it, uint8 (3,H,W); or, where it is to decode as well, a JPEG file's bytes (n,) uint8.
         view: what of the pixels is seen, or was.
         label, index: the image's class, and its place in the list.
+        replaced: (index, reason) of unreadable images in whose place this one is.
     """
 
     pixels: torch.Tensor
     view: View
     label: int
     index: int
+    replaced: tuple[tuple[int, str], ...] = ()
 
 
 class _Views(Dataset):
@@ -92,7 +98,10 @@ class _Views(Dataset):
 
 
 class TrainingImages(_Views):
-    """Random views of images; an unreadable image comes as its ImageError.
+    """Random views of images; an unreadable image comes as its ImageError, or with `skip` as another.
+
+    With `skip` the next image of its class in the list takes its place, else the next in the list. Which
+    one that is depends on the files alone, and a batch keeps its size.
 
     Args:
         images, size, reduced, on_device: see `_Views`.
@@ -100,16 +109,37 @@ class TrainingImages(_Views):
         seed: with epoch and index, it determines the view.
         lighting: standard deviation of the colours' noise; 0: none.
         resize: where above 0, crops are of the image at resize x resize pixels instead.
+        skip: replace an unreadable image, unless another try may read it.
     """
 
     def __init__(self, images: ImageList | ImageShards, size: int, min_area: float, seed: int,
                  lighting: float = 0.1, resize: int = 0, reduced: bool = False,
-                 on_device: str = ""):
+                 on_device: str = "", skip: bool = False):
         super().__init__(images, size, reduced, on_device)
         if 0 < resize < size:
             raise UserError(f"TRAIN.RESIZE is {resize}, too small for crops of TRAIN.IM_SIZE "
                             f"{size}: give at least {size}, or 0")
         self.min_area, self.seed, self.lighting, self.resize = min_area, seed, lighting, resize
+        self.skip = skip
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
+        epoch, index = key
+        sample, replaced = super().__getitem__(key), []
+        others = islice(self._others(index), _MOST_TRIES)
+        while self.skip and isinstance(sample, ImageError) and not sample.passing:
+            replaced.append((index, sample.reason))
+            index = next(others, None)
+            if index is None:
+                return sample
+            sample = super().__getitem__((epoch, index))
+        return sample._replace(replaced=tuple(replaced)) if isinstance(sample, Sample) else sample
+
+    def _others(self, index: int) -> Iterator[int]:
+        """The other images, from `index` on: those of its class, then all."""
+        mates = np.flatnonzero(self.images.labels == self.images.labels[index])
+        place = int(np.searchsorted(mates, index))
+        yield from np.concatenate([mates[place + 1:], mates[:place]]).tolist()
+        yield from chain(range(index + 1, len(self.images)), range(index))
 
     def view(self, epoch: int, index: int, height: int, width: int) -> View:
         """The view of image `index`, of height x width pixels, in an epoch."""

@@ -5,9 +5,9 @@ which images make up a step.
 """
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import torch
@@ -25,11 +25,12 @@ from dolg.data.sampler import BalancedStepSampler, StepSampler
 class Batch:
     """`images` (B,3,S,S) float32, channels last, and `labels` (B,) int64 on the loader's device;
     `indexes` (B,) int64 into the image list, on the CPU. B is 0 where a step has no image for
-    this process."""
+    this process. `replaced`: (index, reason) of unreadable images, in whose place others are."""
 
     images: torch.Tensor
     labels: torch.Tensor
     indexes: torch.Tensor
+    replaced: Sequence[tuple[int, str]] = ()
 
     def pin_memory(self) -> "Batch":
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indexes)
@@ -46,7 +47,7 @@ def worker_count(asked: int, local_processes: int) -> int:
 def leave_signals(worker: int) -> None:
     """For a worker process: signals that ask a job to stop, and often come to all its processes,
     are for the one that it works for, which still needs it for a step."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -96,13 +97,13 @@ class StepLoader:
         self.sampler.epoch, self.sampler.start = epoch, start
         with one_opencv_thread():
             batches = iter(self._loader)        # starts the workers, the first time
-        for batch in batches:
+        for batch, replaced in batches:
             if isinstance(batch, ImageError):
                 try:
                     raise batch
                 finally:
                     del batch       # or it would refer, through its traceback, to itself
-            yield self._to_device(batch)
+            yield replace(self._to_device(batch), replaced=replaced)
 
     def _to_device(self, sent: Batch | Packed) -> Batch:
         if self._copies is None:
@@ -128,7 +129,7 @@ class StepLoader:
 
 
 class _Collate:
-    """In a worker: samples -> what it sends, or the first ImageError among them.
+    """In a worker: samples -> what it sends, or the first ImageError among them; and what was replaced.
 
     (No method of the loader, which would then be freed, and its workers ended, only when Python
     looks for objects that refer to each other.)
@@ -137,10 +138,13 @@ class _Collate:
     def __init__(self, spec, size: int, on_device: str):
         self.spec, self.size, self.on_device = spec, size, on_device
 
-    def __call__(self, samples: list[Sample | ImageError]) -> Batch | Packed | ImageError:
+    def __call__(self, samples: list[Sample | ImageError]) -> tuple[Batch | Packed | ImageError, list]:
         for sample in samples:
             if isinstance(sample, ImageError):
-                return sample
+                return sample, []
+        return self._sent(samples), [found for sample in samples for found in sample.replaced]
+
+    def _sent(self, samples: list[Sample]) -> Batch | Packed:
         if self.on_device:
             return pack(samples)
         images = self.empty(len(samples), "cpu")

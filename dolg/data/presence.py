@@ -1,7 +1,9 @@
-"""Whether files are there: many at once, as each waits for the disk or the network."""
+"""Files looked at, many at once, as each waits for the disk or the network."""
+import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,6 +11,7 @@ from tqdm import tqdm
 
 _THREADS = 32
 _BLOCK = 1024       # a task for each file would take a kilobyte for each
+_END = 4096         # bytes that tell most files of the same size apart; JPEG files begin alike
 
 
 def are_there(path: Callable[[int], str | os.PathLike], count: int, what: str,
@@ -17,16 +20,68 @@ def are_there(path: Callable[[int], str | os.PathLike], count: int, what: str,
 
     `progress` shows a bar on a terminal, named `what`.
     """
-    def look(start: int) -> list[bool]:
-        return [_is_there(path(index)) for index in range(start, min(start + _BLOCK, count))]
+    found = _looked_at(lambda place: _is_there(path(place)), range(count), what, progress)
+    return np.fromiter(found, bool, count)
 
-    mask, starts, silent = np.zeros(count, bool), range(0, count, _BLOCK), None if progress else True
+
+def same_contents(path: Callable[[int], str | os.PathLike], count: int, what: str,
+                  progress: bool) -> list[list[int]]:
+    """Groups of the files `path(0)` .. `path(count - 1)` that have the same contents, by SHA-256.
+
+    Only files of the same size and with the same last bytes are read whole. Those that cannot be read
+    are in no group.
+    """
+    groups = [list(range(count))]
+    for look in (_size, _end, _digest):
+        places = [place for group in groups for place in group]
+        found = dict(zip(places, _looked_at(lambda place: look(path(place)), places, what, progress)))
+        groups = [alike for group in groups for alike in _alike(group, found)]
+    return groups
+
+
+def _looked_at(look: Callable[[int], object], places: Sequence[int], what: str,
+               progress: bool) -> Iterator:
+    """What `look` returns for each of `places`, in their order."""
+    starts, silent = range(0, len(places), _BLOCK), None if progress else True
     with ThreadPoolExecutor(_THREADS) as threads, \
-            tqdm(desc=what, total=count, unit="image", leave=False, disable=silent) as bar:
-        for start, found in zip(starts, threads.map(look, starts)):
-            mask[start:start + len(found)] = found
-            bar.update(len(found))
-    return mask
+            tqdm(desc=what, total=len(places), unit="image", leave=False, disable=silent) as bar:
+        blocks = threads.map(lambda start: [look(place) for place in places[start:start + _BLOCK]], starts)
+        for block in blocks:
+            yield from block
+            bar.update(len(block))
+
+
+def _alike(group: list[int], found: dict[int, Hashable]) -> list[list[int]]:
+    """The parts of a group for which the same was found."""
+    parts = defaultdict(list)
+    for place in group:
+        if found[place] is not None:
+            parts[found[place]].append(place)
+    return [part for part in parts.values() if len(part) > 1]
+
+
+def _size(file: str | os.PathLike) -> int | None:
+    try:
+        return os.stat(file).st_size
+    except (OSError, ValueError):
+        return None
+
+
+def _end(file: str | os.PathLike) -> bytes | None:
+    try:
+        with open(file, "rb") as content:
+            content.seek(max(os.fstat(content.fileno()).st_size - _END, 0))
+            return hashlib.sha256(content.read(_END)).digest()
+    except OSError:
+        return None
+
+
+def _digest(file: str | os.PathLike) -> bytes | None:
+    try:
+        with open(file, "rb") as content:
+            return hashlib.file_digest(content, "sha256").digest()
+    except OSError:
+        return None
 
 
 def _is_there(file: str | os.PathLike) -> bool:

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from dolg.errors import UserError
 from dolg.files import atomic_file
+from revisitop.names import IMAGE_SUFFIXES
 
-IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
+IMAGE_KINDS = tuple(ending[1:] for ending in IMAGE_SUFFIXES)
 _LABEL_KINDS = ("cls", "json")
 _BLOCK = 512            # of tar files, in bytes
 _MAKE = "python tools/make_shards.py makes them"
@@ -107,7 +108,7 @@ def _stamp(file: Path) -> list:
 def _scan(file: Path) -> list[tuple[str, int, int, int]]:
     """(name, offset, size, label) of each image of a shard, in their order."""
     images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
+    labels: dict[str, dict[str, int | None]] = {kind: {} for kind in _LABEL_KINDS}
     try:
         with open(file, "rb") as source, tarfile.open(fileobj=source, mode="r:") as tar:
             end = 0
@@ -122,18 +123,29 @@ def _scan(file: Path) -> list[tuple[str, int, int, int]]:
                     images[key] = member
                 else:
                     source.seek(member.offset_data)
-                    label = _label(file, member.name, kind, source.read(member.size))
-                    if kind == "cls" or key not in labels:
-                        labels[key] = label
+                    labels[kind][key] = _label(kind, source.read(member.size))
             _check_end(file, source, end)
     except tarfile.TarError as error:
         raise UserError(f"the shard {file} is damaged or no tar file: {error}") from None
-    for key in sorted(images.keys() ^ labels.keys()):
-        lacks = (f"no label ({' or '.join(_LABEL_KINDS)})" if key in images else
-                 f"no image ({', '.join(IMAGE_KINDS)})")
-        raise UserError(f"the shard {file} has {lacks} for {key}")
-    return [(member.name, member.offset_data, member.size, labels[key])
+    # JSON without a label may be about anything
+    named = {*labels["cls"], *(key for key, label in labels["json"].items() if label is not None)}
+    for key in sorted(named - images.keys()):
+        raise UserError(f"the shard {file} has no image ({', '.join(IMAGE_KINDS)}) for {key}")
+    return [(member.name, member.offset_data, member.size, _label_of(file, key, labels))
             for key, member in images.items()]
+
+
+def _label_of(file: Path, key: str, labels: dict[str, dict[str, int | None]]) -> int:
+    """An image's label: that of .cls, else that of .json."""
+    kind = next((kind for kind in _LABEL_KINDS if key in labels[kind]), None)
+    if kind is None:
+        raise UserError(f"the shard {file} has no label ({' or '.join(_LABEL_KINDS)}) for {key}")
+    label = labels[kind][key]
+    if label is None:
+        advice = "" if kind == "cls" else f' as "label", or in {key}.cls'
+        raise UserError(f"the shard {file} has no label in {key}.{kind}: give a whole number, 0 or more"
+                        + advice)
+    return label
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -143,16 +155,13 @@ def _split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, kind.lower()
 
 
-def _label(file: Path, name: str, kind: str, content: bytes) -> int:
+def _label(kind: str, content: bytes) -> int | None:
+    """The label in a member's content; None where it holds none."""
     try:
         label = int(content) if kind == "cls" else json.loads(content)["label"]
-    except (ValueError, KeyError, TypeError):
-        label = None
-    if type(label) is not int or not 0 <= label < 2 ** 63:
-        raise UserError(f"the shard {file} has no label in {name}: " +
-                        ("give a whole number, 0 or more" if kind == "cls" else
-                         'give a whole number, 0 or more, as "label"'))
-    return label
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return label if type(label) is int and 0 <= label < 2 ** 63 else None
 
 
 def _check_end(file: Path, source: BinaryIO, end: int) -> None:

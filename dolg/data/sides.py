@@ -94,11 +94,12 @@ class StoredFeatures(Dataset):
 @dataclass
 class FeatureBatch:
     """`side` (see `side_of`) of B images and their `labels` (B,) int64, on the loader's device;
-    `indexes` (B,) int64, their rows, on the CPU."""
+    `indexes` (B,) int64, their rows, on the CPU. `replaced`: of stored features, nothing is."""
 
     side: dict[str, torch.Tensor]
     labels: torch.Tensor
     indexes: torch.Tensor
+    replaced: tuple = ()
 
     def pin_memory(self) -> "FeatureBatch":
         return FeatureBatch({name: tensor.pin_memory() for name, tensor in self.side.items()},

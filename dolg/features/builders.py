@@ -1,5 +1,4 @@
 """From a configuration to an extractor with its weights, and what a store records of how it was made."""
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import nn
 import dolg
 from dolg.core.checkpoint import load_weights
 from dolg.core.distributed import device
+from dolg.core.download import weights_file
 from dolg.core.logging import say
 from dolg.core.precision import PRECISIONS
 from dolg.core.saving import best_checkpoint, newest_checkpoint
@@ -20,7 +20,8 @@ from dolg.features.local import LocalSettings
 from dolg.files import file_digest
 from dolg.models import build_model
 from dolg.models.folding import fold_norms
-from dolg.search.whitening import Whitening
+from dolg.search.whitening import Whitening, learned_from_others
+from revisitop.settings import config_digest
 
 
 def build_extractor(cfg) -> tuple[Extractor, dict]:
@@ -36,6 +37,7 @@ def build_extractor(cfg) -> tuple[Extractor, dict]:
         local_whitening = Whitening.load(cfg.INFER.LOCAL_WHITENING, model.local_dim)
     provenance = {**_settings(cfg), "weights_digest": file_digest(weights),
                   "library": f"dolg {dolg.__version__}"}
+    _tell_of_whitening(cfg, provenance)
     place = device(cfg.DEVICE)
     model = fold_norms(model.eval(), torch.rand(1, 3, 96, 96)).to(
         place, memory_format=torch.channels_last)
@@ -48,11 +50,19 @@ def build_extractor(cfg) -> tuple[Extractor, dict]:
     return extractor, provenance
 
 
+def _tell_of_whitening(cfg, provenance: dict) -> None:
+    """Say where a whitening was learned from descriptors that were made otherwise than these will be."""
+    unwhitened = {key: value for key, value in provenance.items() if not key.endswith("whitening")}
+    for file, local in ((cfg.INFER.WHITENING, False), (cfg.INFER.LOCAL and cfg.INFER.LOCAL_WHITENING, True)):
+        if file and (differing := learned_from_others(file, unwhitened, local)):
+            say(f"WARNING: {file} was learned from descriptors that were made with different {differing} here")
+
+
 def _weights_file(cfg) -> Path:
     if cfg.TEST.WEIGHTS == "best":
         return best_checkpoint(cfg.OUT_DIR)
     if cfg.TEST.WEIGHTS:
-        return Path(cfg.TEST.WEIGHTS)
+        return weights_file(cfg.TEST.WEIGHTS)
     newest = newest_checkpoint(cfg.OUT_DIR)
     if newest is None:
         raise UserError(f"TEST.WEIGHTS is empty, and {cfg.OUT_DIR}/checkpoints holds no checkpoint: "
@@ -81,10 +91,10 @@ def _settings(cfg) -> dict:
     if cfg.MODEL.POOLING == "gem":              # stores from before there was a choice stay valid
         aside.add("POOLING")
     sections["MODEL"] = {key: value for key, value in sections["MODEL"].items() if key not in aside}
-    text = json.dumps(sections, sort_keys=True)
+    config = json.loads(json.dumps(sections))       # as a manifest gives it back
     settings = {"scales": cfg.INFER.SCALES, "precision": cfg.PRECISION,
                 "model": f"{cfg.MODEL.ARCH} on {cfg.TIMM.NAME or f'ResNet-{cfg.MODEL.DEPTH}'}",
-                "config_digest": hashlib.sha256(text.encode()).hexdigest()}
+                "config_digest": config_digest(config), "config": config}
     if cfg.INFER.SCALE_POOLING != "mean":       # stores from before there was a choice stay valid
         settings["scale_pooling"] = cfg.INFER.SCALE_POOLING
     if cfg.INFER.WHITENING:

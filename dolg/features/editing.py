@@ -24,7 +24,8 @@ def merge(stores: Sequence[FeatureStore], path: Path) -> None:
     first = _made_by(stores[0])
     for store in stores[1:]:
         other = _made_by(store)
-        changed = sorted(key for key in first.keys() | other.keys()
+        # config_digest decides, also where an older store does not have its keys
+        changed = sorted(key for key in (first.keys() | other.keys()) - {"config"}
                          if first.get(key) != other.get(key))
         if changed or (store.dim, store.local_dim) != (stores[0].dim, stores[0].local_dim):
             raise UserError(f"{stores[0].path} and {store.path} were made in different ways "

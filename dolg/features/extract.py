@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dolg.core.memory import is_out_of_memory
 from dolg.data.decode import ImageError
 from dolg.data.preprocess import preprocess, scaled_size
 from dolg.features.decoding import Decoded, decoded_images
@@ -316,7 +317,7 @@ class Extractor:
         try:
             return pixels.to(self.device, non_blocking=True, copy=True)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return None
 
@@ -333,7 +334,7 @@ class Extractor:
             result.pieces.append((rows, descriptors, local and local.cpu()))
             return
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 # Some networks cannot take a map of less than a pixel
                 side = self.side or min(images[0].shape[1:])
                 if side * self.smallest >= _SMALL:
@@ -355,9 +356,3 @@ class Extractor:
 
 def _no_memory(size: Sequence[int]) -> str:
     return f"not enough memory for {size[1]} x {size[0]} pixels"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Also where the CPU's allocator, the driver or a library of CUDA says so, by plain errors."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        text in str(error) for text in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))

@@ -8,15 +8,17 @@ from dolg.errors import UserError
 from dolg.features.store import FeatureStore
 
 
-def labelled_store(path: str | Path, list_file: Path) -> tuple[FeatureStore, np.ndarray]:
-    """A store, and the labels (count,) of its images, from a list of 'path label' lines.
+def labelled_store(path: str | Path, list_file: Path,
+                   across: bool = False) -> tuple[FeatureStore, np.ndarray]:
+    """A store, opened with `across`, and the labels (count,) of its images, from a list of 'path label'
+    lines.
 
     The names in the store are paths relative to the list's folder, in any order. Raises
     UserError unless store and list have the same images, each once, and
     revisitop.stores.StoreError for a damaged store: every descriptor is read, and must be finite
     or marked as failed.
     """
-    store, listed = FeatureStore(path), read_image_list(list_file)
+    store, listed = FeatureStore(path, across), read_image_list(list_file)
     paths = [Path(listed.name(index)) for index in range(len(listed))]
     label_of = dict(zip(paths, listed.labels.tolist()))
     images = [list_file.parent / name for name in store.names]
@@ -28,15 +30,6 @@ def labelled_store(path: str | Path, list_file: Path) -> tuple[FeatureStore, np.
     for start in range(0, store.count, store.chunk_size):
         store.rows(np.arange(start, min(start + store.chunk_size, store.count)))
     return store, np.array([label_of[image] for image in images])
-
-
-def check_same_weights(first: FeatureStore, second: FeatureStore) -> None:
-    """Raises UserError where the two stores say that different weights made them."""
-    digests = [store.manifest.get("weights_digest") for store in (first, second)]
-    if None not in digests and digests[0] != digests[1]:
-        raise UserError(f"the stores {first.path} and {second.path} were made with different "
-                        f"weights ({digests[0][:12]} and {digests[1][:12]}): extract both with "
-                        "the same")
 
 
 def _check_none(missing: set[Path], what: str, where: str) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dolg.core.logging import say
 from dolg.data.boxes import BOXES, Box, BoxesByIndex, has_boxes, read_boxes
+from dolg.data.finder import find_images, image_file
+from dolg.data.lines import Lines, complaint, find_labels, read_lines
 from dolg.data.manifest import how_to_get
 from dolg.errors import UserError
 from revisitop.groundtruth import GroundTruth, GroundTruthError, load_ground_truth
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 # Images of a list that are looked for before all are taken for missing
 _LOOKED_FOR = 1000
@@ -111,9 +112,7 @@ def revisited_sources(root: Path, name: str, crop_queries: bool,
 
 
 def _named(folder: Path, names: list[str], boxes: dict[int, Box]) -> ImageSource:
-    """Images as a ground truth names them: without .jpg; other endings are kept."""
-    files = [name if Path(name).suffix.lower() in SUFFIXES else f"{name}.jpg" for name in names]
-    return ImageSource(list(names), folder, files, boxes)
+    return ImageSource(list(names), folder, [image_file(folder, name) for name in names], boxes)
 
 
 def _check_present(truth_file: Path, folder: Path, sources: dict[str, ImageSource]) -> None:
@@ -128,34 +127,26 @@ def _check_present(truth_file: Path, folder: Path, sources: dict[str, ImageSourc
 def images_of(location: Path) -> ImageSource:
     """All images under a folder, by name; or those of a text file, one path per line.
 
-    Paths in a file are relative to its folder; labels after them, as training lists have them,
-    are left aside. If that folder holds boxes.csv, all images are cut to their boxes (see
-    `dolg.data.boxes`). Raises UserError where nothing is there, or an image lacks a box.
+    What a folder holds beside images is said (see `find_images`). Paths in a file are relative to its
+    folder; labels after them, as training lists have them, are left aside. If that folder holds
+    boxes.csv, all images are cut to their boxes (see `dolg.data.boxes`). Raises UserError where nothing
+    is there, some lines have a label and others none, or an image lacks a box.
     """
     if location.is_dir():
         if has_boxes(location):
             raise UserError(f"INFER.IMAGES {location} is a folder with {BOXES}, which is for the images "
                             "of lists: give a list in it, one path per line")
-        names = sorted(_images_under(location), key=lambda name: name.split("/"))
-        if not names:
-            raise UserError(f"the folder {location} holds no images "
-                            f"({', '.join(sorted(SUFFIXES))})")
-        return ImageSource(Names(names), location)
+        found = find_images(location)
+        for remark in found.remarks(location):
+            say(remark)
+        if not found.names:
+            raise UserError(f"the folder {location} holds no images")
+        return ImageSource(Names(found.names), location)
     if not location.is_file():
         raise UserError(f"INFER.IMAGES {location} does not exist: give a folder or a text file "
                         "with one path per line")
-    try:
-        lines = location.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"INFER.IMAGES {location} is neither a folder nor a text file in "
-                        f"UTF-8: {error}") from None
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise UserError(f"the image list {location} is empty")
-    if _has_label(names[0], location.parent):
-        names = [name.rpartition(" ")[0] for name in names]
-    some = names[::-(-len(names) // _LOOKED_FOR)]
-    if not any((location.parent / name).exists() for name in some):
+    names = _listed_paths(read_lines(location))
+    if not any(_exist(location.parent, names)):
         raise UserError(f"of the {len(names)} images of {location} none that was looked for is there, "
                         f"such as {location.parent / names[0]}: is their disk mounted? (Paths are "
                         f"relative to {location.parent})")
@@ -164,16 +155,30 @@ def images_of(location: Path) -> ImageSource:
     return ImageSource(Names(names), location.parent, boxes=table)
 
 
-def _images_under(folder: Path) -> Iterator[str]:
-    """The paths of all image files under a folder, relative to it, with / between their parts."""
-    for parent, _, files in os.walk(folder, followlinks=True):
-        inside = Path(parent).relative_to(folder).as_posix()
-        prefix = "" if inside == "." else inside + "/"
-        yield from (prefix + file for file in files
-                    if os.path.splitext(file)[1].lower() in SUFFIXES)
+def _listed_paths(lines: Lines) -> list[str]:
+    """The paths of a list, whose lines all have a label or all have none."""
+    labels = find_labels(lines)
+    labelled = labels.path_ends > lines.starts
+    numbered = np.flatnonzero(labelled | labels.is_mistaken)
+    # Names may end in a number, too
+    if not len(numbered) or any(_exist(lines.file.parent, [lines[i] for i in _some(numbered).tolist()])):
+        return list(lines)
+    wrong = ~labelled | (labels.values < 0)
+    if wrong.any():
+        first, other = int(wrong.argmax()), int(labelled.argmax())
+        fault = complaint(lines[first])
+        if labelled.any() and not (labelled | labels.is_mistaken)[first]:
+            fault = (f"{lines[first]!r} has no label, and {lines[other]!r} has one ({lines.place(other)}): "
+                     "give every line a label, or none")
+        raise UserError(f"{lines.place(first)}: {fault}")
+    return list(lines.cut(labels.path_ends))
 
 
-def _has_label(line: str, folder: Path) -> bool:
-    """Whether a list's line is a path and a label, and not a path that ends in a number."""
-    path, _, label = line.rpartition(" ")
-    return label.isdecimal() and bool(path) and not (folder / line).exists()
+def _some(things: Sequence) -> Sequence:
+    """At most _LOOKED_FOR, evenly spread."""
+    return things[::-(-len(things) // _LOOKED_FOR)]
+
+
+def _exist(folder: Path, names: Sequence[str]) -> Iterator[bool]:
+    """Whether each of some of the files is there."""
+    return (os.path.exists(folder / name) for name in _some(names))

@@ -7,7 +7,8 @@ from pathlib import Path
 from dolg.errors import UserError
 from dolg.features.claims import read_holder
 from revisitop.printing import one_line
-from revisitop.stores import Chunk, StoreError, chunk_name, read_manifest
+from revisitop.settings import settings_digest
+from revisitop.stores import Chunk, StoreError, chunk_name, present_chunks, read_manifest
 
 _SHOWN = 20
 
@@ -20,16 +21,20 @@ def describe_store(path: Path) -> str:
     except StoreError as error:
         raise UserError(str(error)) from None
     count, size, dim = manifest["count"], manifest["chunk_size"], manifest["dim"]
-    chunks, there, done, disk, failed, damaged = -(-count // size), 0, 0, 0, [], []
-    for index in range(chunks):
+    chunks, done, disk, failed, warned, damaged = -(-count // size), 0, 0, [], [], []
+    present = present_chunks(path, chunks)
+    digest = _digest(path, manifest, present)
+    for index in present:
         file, rows = path / chunk_name(index), min(size, count - index * size)
-        if not file.exists():
-            continue
-        there, done, disk = there + 1, done + rows, disk + file.stat().st_size
+        done, disk = done + rows, disk + file.stat().st_size
         try:
-            failed += Chunk(str(file), rows, dim).errors()
+            chunk = Chunk(str(file), rows, dim, (digest, index) if digest else None)
+            chunk.check()
+            failed += chunk.errors()
+            warned += chunk.warnings()
         except StoreError as error:
             damaged.append(str(error))
+    there = len(present)
     lines = [f"{path}: {'whole' if there == chunks else 'NOT WHOLE'}",
              f"  images       {done} of {count} ({there} of {chunks} chunks), {disk / 1e6:.1f} MB",
              f"  descriptors  {dim} dimensions"]
@@ -39,11 +44,26 @@ def describe_store(path: Path) -> str:
               if key not in ("format", "version", "count", "dim", "chunk_size", "local_dim",
                              "local_dtype")]
     lines += [f"  {worker}" for worker in _workers(path / ".claims")]
-    lines.append(f"  failed       {len(failed)}" + (" images:" if failed else ""))
-    lines += [f"    {name}: {reason}" for name, reason in failed[:_SHOWN]]
-    if len(failed) > _SHOWN:
-        lines.append(f"    ... and {len(failed) - _SHOWN} more")
+    lines += _listed("failed", failed) + (_listed("warnings", warned) if warned else [])
     return "\n".join(map(one_line, lines + [f"  damaged      {problem}" for problem in damaged]))
+
+
+def _digest(path: Path, manifest: dict, present: list[int]) -> str:
+    """By which the chunks know this store; "" where that cannot be told without the first."""
+    if present[:1] != [0]:
+        return ""
+    try:
+        rows = min(manifest["chunk_size"], manifest["count"])
+        return settings_digest(manifest, Chunk(str(path / chunk_name(0)), rows, manifest["dim"]).names[0])
+    except StoreError:      # told of with the other chunks
+        return ""
+
+
+def _listed(what: str, images: list[tuple[str, str]]) -> list[str]:
+    """How many images there are, and the first few with what is said of them."""
+    more = [f"    ... and {len(images) - _SHOWN} more"] if len(images) > _SHOWN else []
+    return [f"  {what:<12} {len(images)}" + (" images:" if images else ""),
+            *(f"    {name}: {reason}" for name, reason in images[:_SHOWN]), *more]
 
 
 def _workers(folder: Path) -> list[str]:

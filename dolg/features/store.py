@@ -4,9 +4,13 @@
     chunk-000000.safetensors    images 0 .. chunk_size - 1 of the list
         global   float32 (n,D)  descriptors; NaN where the image failed
         status   uint8 (n,)     0: fine, 1: failed
+        sums     uint32 (n,)    of each row's bits, see revisitop.stores.row_sums; older stores have none
         stamps   int64 (n,2)    size in bytes and time of change in ns of each image file, -1 where unknown;
                                 older stores have none
-        metadata "images"       JSON {"names": [...], "errors": {"row": "reason"},
+        metadata "images"       JSON {"seal": SHA-256 of the header, "store": SHA-256 of what the manifest says
+                                of how all was made, "index": the chunk's (revisitop.stores explains these
+                                three, which older stores lack), "names": [...],
+                                "errors": {"row": "reason"},
                                 "warnings": {"row": "reason"} (absent where there are none),
                                 "digest": SHA-256 of all tensors' bytes, by name}
       and with local features, image after image, the highest attention first:
@@ -34,13 +38,15 @@ from safetensors.numpy import load_file, save
 import revisitop.stores
 from dolg.errors import UserError
 from dolg.files import write_atomically
-from revisitop.stores import StoreError
+from revisitop.settings import config_digest, settings_digest
+from revisitop.stores import (
+    NO_SEAL, Chunk, StoreError, present_chunks, read_manifest, row_sums, sealed)
 
 FORMAT, VERSION = "dolg-feature-store", 1
 FAILED = 1
 # Recorded, but another value makes no other store: what is known of the images' data set, which may be
-# prepared later, or anew
-_NOTED = {"data"}
+# prepared later, or anew; and the keys of config_digest, for reading, which older stores lack
+_NOTED = {"data", "config"}
 # int8 descriptors are from -127 to 127; what divides them is no less than float16's least number
 _LEVELS, _LEAST = 127, 2.0 ** -24
 
@@ -116,9 +122,16 @@ class FeatureStore(revisitop.stores.Store):
         return DescriptorChunks(self)
 
     def verify(self) -> None:
-        """Read all chunks. Raises StoreError for one that is damaged, or not as its status says."""
+        """Read all chunks. Raises StoreError for one of which a bit has changed, which is of another store
+        or not as its status says."""
+        config = self.manifest.get("config")
+        if config is not None and config_digest(config) != self.manifest.get("config_digest"):
+            raise StoreError(f"{self.path / 'manifest.json'} was changed: its config_digest is not that of "
+                             "its config")
         for index in range(self.num_chunks):
             chunk = self.chunk(index)
+            chunk.check()
+            chunk.errors()
             fine = np.isfinite(chunk.descriptors).all(axis=1)
             if not fine[chunk.status == 0].all():
                 row = int(np.flatnonzero(~fine & (chunk.status == 0))[0])
@@ -163,6 +176,8 @@ class FeatureStore(revisitop.stores.Store):
         self._check_local()
         chunk = self.chunk(chunk)
         offsets = chunk.tensor("local_offsets", ("I64",), (len(chunk.status) + 1,))
+        if offsets[0] or (np.diff(offsets) < 0).any():
+            raise StoreError(f"{chunk.file} is damaged: local_offsets do not ascend from 0")
         total, offsets = int(offsets[-1]), offsets[row:row + count + 1]
         part = slice(int(offsets[0]), int(offsets[-1]))
         descriptors = chunk.tensor("local_descriptors", ("F16", "I8"),
@@ -186,7 +201,8 @@ class StoreWriter:
         provenance: what made the descriptors (settings, digests), recorded in the manifest; its "data"
             is what is known of the images' data set.
 
-    Raises UserError where `path` holds a store of other images or settings, naming them.
+    Raises UserError where `path` holds a store of other images or settings, naming them, or a chunk that is
+    damaged or of another store.
     """
 
     def __init__(self, path: str | Path, names: Sequence[str], dim: int, chunk_size: int,
@@ -201,6 +217,7 @@ class StoreWriter:
         self.manifest = json.loads(json.dumps(manifest))
         self._file = self.path / "manifest.json"
         self._check_same()
+        self._check_chunks()
 
     def create(self) -> None:
         """Make the folder and its manifest, if they are not there."""
@@ -255,15 +272,18 @@ class StoreWriter:
             tensors["stamps"] = stamps.astype(np.int64)
         if local is not None:
             tensors.update(_local_tensors(local, self.local_dtype))
+        tensors["sums"] = row_sums(tensors["global"], tensors["status"])
         # safetensors writes the memory that a view is of
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        images = {"names": [self.names[i] for i in rows],
+        store = settings_digest(read_manifest(self.path), self.names[0])
+        images = {"seal": NO_SEAL, "store": store, "index": index,
+                  "names": [self.names[i] for i in rows],
                   "errors": {str(row): errors[row] for row in sorted(errors)},
                   **({"warnings": {str(row): warnings[row] for row in sorted(warnings)}} if warnings else {}),
                   "digest": _digest(tensors)}
         # One metadata entry: safetensors writes several in no fixed order, and equal chunks
         # are to be equal files
-        content = save(tensors, metadata={"images": json.dumps(images)})
+        content = sealed(save(tensors, metadata={"images": json.dumps(images)}))
         try:
             write_atomically(self.chunk_file(index), content)
         except FileNotFoundError:
@@ -289,6 +309,17 @@ class StoreWriter:
         if changed:
             raise UserError(f"{file.parent} was made by other settings: {'; '.join(changed)}. "
                             "Give another INFER.OUT_DIR, or delete that folder")
+
+    def _check_chunks(self) -> None:
+        """Raise UserError for a chunk that is there and could not be read as one of this store."""
+        if not self._file.exists():
+            return
+        try:
+            digest = settings_digest(read_manifest(self.path), self.names[0] if self.names else "")
+            for index in present_chunks(self.path, self.num_chunks):
+                Chunk(str(self.chunk_file(index)), None, self.dim, (digest, index))
+        except StoreError as error:
+            raise UserError(str(error)) from None
 
 
 def _digest(tensors: dict[str, np.ndarray]) -> str:

@@ -13,11 +13,13 @@ class Loss(nn.Module):
     (B,num_classes), detached, or, where no process has them all, `better` (B,): the number of
     logits above the label's. An empty batch costs 0, and all parameters get a gradient of 0.
     In distributed training a loss is given its process's share of the batch; with `compares`, for
-    losses over pairs of images, `compute` gets the images of all processes.
+    losses over pairs of images, `compute` gets the images of all processes; with `needs_pairs` nothing is
+    learned from a batch in which no class has two images.
     """
 
     output = "global"
     compares = False
+    needs_pairs = False
 
     def forward(self, outputs: dict[str, torch.Tensor], labels: torch.Tensor):
         x = outputs[self.output]

@@ -17,7 +17,7 @@ class PairLoss(Loss):
     the loss is 0 (see Triplet for its exception), with gradients of 0.
     """
 
-    compares = True
+    compares = needs_pairs = True
 
     def compute(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         if not len(x):

@@ -13,7 +13,7 @@ PREFIX = "pml."
 class PMLLoss(Loss):
     """A loss of pytorch-metric-learning, on `outputs["global"]` (B,dim), with or without a miner.
 
-    Gives `total` alone.
+    Gives `total` alone. Those with parameters, which stand for classes, need no pairs.
     """
 
     compares = True
@@ -21,6 +21,7 @@ class PMLLoss(Loss):
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None):
         super().__init__()
         self.loss, self.miner = loss, miner
+        self.needs_pairs = not any(True for _ in self.parameters())
 
     def compute(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         if not len(x):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dolg.core.logging import say
+from dolg.data.finder import FoundImages, find_images, image_file, some_names
+from dolg.data.presence import same_contents
 from dolg.errors import UserError
-from dolg.features.sources import images_of
 from dolg.files import write_atomically
 from dolg.prepare.lists import Prepared, held_out, present, write_list
 from dolg.prepare.work import Work
@@ -31,20 +33,30 @@ class Row:
     box: tuple[float, float, float, float] | None
 
 
-def prepare_folder(work: Work, val_share: float, seed: int) -> Prepared:
-    """Training lists of the images in the folders of --from, each of which is a class."""
+def prepare_folder(work: Work, val_share: float, seed: int, depth: int | None = None) -> Prepared:
+    """Training lists of the images in the folders of --from, each of which is a class.
+
+    The classes are the folders of level `depth`, where 1 is those right in --from. None: of level 1,
+    where no image lies deeper. No file is in two lists: links to an image are left out.
+    """
     _check_apart(work)
-    names = images_of(work.given).names
+    found = find_images(work.given)
+    for remark in found.remarks(work.given):
+        say(remark)
+    names = found.names
+    if not names:
+        raise UserError(f"--from {work.given} holds no images")
     for name in names:
         if fault := _fault(name):
             raise UserError(f"{work.given} holds {ascii(name)}, {fault}: rename it")
-        if "/" not in name:
-            raise UserError(f"{work.given}/{name} is in no folder of its own: each class is a folder")
+    depth = _class_depth(work.given, names, depth)
+    _check_links(work.given, found, depth)
+    _say_empty(work.given, found, depth)
     there = present(work.given, names, "images", work.partial,
                     "files of 0 bytes are none; --partial takes the others")
     names = [name for name, is_there in zip(names, there) if is_there]
     _clear(work, set(_TRAINING))
-    return _training_lists(work.folder, names, (name.partition("/")[0] for name in names), val_share, seed)
+    return _training_lists(work, names, [_class_of(name, depth) for name in names], val_share, seed)
 
 
 def prepare_table(work: Work, val_share: float, seed: int) -> Prepared:
@@ -58,7 +70,9 @@ def prepare_table(work: Work, val_share: float, seed: int) -> Prepared:
     _check_apart(work)
     file, truth_file = work.given / "images.csv", work.folder / f"gnd_{work.dataset.name}.pkl"
     rows = read_images(file)
-    there = present(work.given, [row.path for row in rows], "images of images.csv", work.partial)
+    # A name may lack the ending of its file
+    files = {row.path: image_file(work.given, row.path) for row in rows}
+    there = present(work.given, [files[row.path] for row in rows], "images of images.csv", work.partial)
     absent = [row for row, is_there in zip(rows, there) if not is_there]
     training, queries, database, distractors = (
         [row for row, is_there in zip(rows, there) if is_there and row.role == role] for role in _ROLES)
@@ -69,12 +83,12 @@ def prepare_table(work: Work, val_share: float, seed: int) -> Prepared:
                   *([_DISTRACTORS] if distractors else ())})
     prepared = Prepared({})
     if training:
-        prepared = _training_lists(work.folder, [row.path for row in training], classes, val_share, seed)
+        prepared = _training_lists(work, [files[row.path] for row in training], classes, val_share, seed)
     if truth:
         write_atomically(truth_file, pickle.dumps(truth, protocol=2))
         prepared.counts.update({"queries": len(queries), "database images": len(database)})
     if distractors:
-        write_list(work.folder / _DISTRACTORS, [f"images/{row.path}" for row in distractors])
+        write_list(work.folder / _DISTRACTORS, [f"images/{files[row.path]}" for row in distractors])
         prepared.lists.append(_DISTRACTORS)
         prepared.counts["distractors"] = len(distractors)
     return prepared
@@ -202,17 +216,88 @@ def _truth_of_labels(queries: list[Row], database: list[Row]) -> list[dict[int, 
     return [dict.fromkeys(places.get(query.label, ()) if query.label else (), "easy") for query in queries]
 
 
-def _training_lists(folder: Path, names: list[str], classes: Iterable[str], val_share: float,
+def _class_depth(given: Path, names: list[str], depth: int | None) -> int:
+    """The level of the folders that are classes. Raises UserError where the images leave it open, or an
+    image is in no such folder."""
+    levels = {}
+    for name in names:
+        levels.setdefault(name.count("/"), []).append(name)
+    shallowest = min(levels)
+    if shallowest >= (depth or 1) and (depth or list(levels) == [1]):
+        return depth or 1
+    found = ", ".join(f"{len(some)} in folders of level {level} (such as {some_names(some[:1])})"
+                      if level else f"{len(some)} in no folder of its own ({some_names(some)})"
+                      for level, some in sorted(levels.items()))
+    if shallowest < (depth or 1):
+        advice = "each class is a folder: move the others into one"
+        if shallowest and depth:
+            advice = f"--depth can be at most {shallowest}"
+    else:
+        choices = [(level, list(dict.fromkeys(_class_of(name, level) for name in names)))
+                   for level in range(1, shallowest + 1)]
+        advice = "say which folders are the classes, with " + " or ".join(
+            f"--depth {level} ({len(classes)}: {some_names(classes)})" for level, classes in choices)
+    raise UserError(f"of the {len(names)} images of {given} there are {found}; {advice}")
+
+
+def _class_of(name: str, depth: int) -> str:
+    return "/".join(name.split("/")[:depth])
+
+
+def _check_links(given: Path, found: FoundImages, depth: int) -> None:
+    """Raise UserError where a file, or a folder, is in two classes."""
+    twice = [(link, name) for link, name in found.file_links.items()
+             if link.count("/") >= depth and _class_of(link, depth) != _class_of(name, depth)]
+    # A folder that a link inside it leads back to is in no class by that name
+    twice += [(link, name) for link, name in found.folder_links.items()
+              if name and not link.startswith(f"{name}/") and _class_of(link, depth) != _class_of(name, depth)]
+    if twice:
+        raise UserError(f"{given} has images in two classes, by {len(twice)} links: {_pairs(twice)}; delete "
+                        "one of each")
+
+
+def _pairs(names: list[tuple[str, str]]) -> str:
+    return some_names([f"{again} is {first}" for again, first in names])
+
+
+def _say_empty(given: Path, found: FoundImages, depth: int) -> None:
+    classes = {_class_of(name, depth) for name in (*found.names, *found.file_links)}
+    empty = sorted(folder for folder in found.folders if folder.count("/") == depth - 1 and folder
+                   and folder not in classes and not folder.rpartition("/")[2].startswith("."))
+    if empty:
+        say(f"WARNING: {given}: {len(empty)} folders hold no images and are no classes: {some_names(empty)}")
+
+
+def _training_lists(work: Work, names: list[str], classes: list[str], val_share: float,
                     seed: int) -> Prepared:
-    """The lists of images below images/ and their classes."""
+    """The lists of the images `names` of --from, below images/, and their classes.
+
+    Images with the same contents are all in the same list.
+    """
+    folder = work.folder
     paths, labels = [f"images/{name}" for name in names], _labels(classes)
     held = held_out(paths, labels, val_share, seed)
+    for alike in _copies(work.given, names, classes):
+        held[alike] = held[alike].all()
     counts = {}
     for name, what, some in zip(_TRAINING, ("training images", "held-out images"), (~held, held)):
         places = np.flatnonzero(some)
         write_list(folder / name, [paths[i] for i in places], labels[places].tolist())
         counts[what] = len(places)
     return Prepared({**counts, "classes": int(labels.max()) + 1}, list(_TRAINING))
+
+
+def _copies(given: Path, names: list[str], classes: list[str]) -> list[list[int]]:
+    """Groups of images with the same contents; says how many there are."""
+    groups = same_contents(lambda place: given / names[place], len(names), "same contents", progress=True)
+    copies = [(names[i], names[group[0]]) for group in groups for i in group[1:]]
+    mixed = [(names[i], names[group[0]]) for group in groups for i in group[1:]
+             if classes[i] != classes[group[0]]]
+    for pairs, what in ((copies, "copies of images stay in the same list as these"),
+                        (mixed, "WARNING: images and their copies are in different classes")):
+        if pairs:
+            say(f"{given}: {what}, {len(pairs)} in all: {_pairs(pairs)}")
+    return groups
 
 
 def _labels(classes: Iterable[str]) -> np.ndarray:
@@ -256,7 +341,9 @@ def _table(file: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
         try:
             missing = [name for name in needed if name not in (rows.fieldnames or ())]
             if missing:
-                raise UserError(f"{file} has no column {' and no '.join(missing)} in its first line")
+                found = ",".join(rows.fieldnames or ())[:100]
+                raise UserError(f"{file} has no column {' and no '.join(missing)} in its first line, "
+                                f"{found!r}; commas separate columns")
             for row in rows:
                 if None in row:
                     raise UserError(f"{file}, line {rows.line_num}: more values than columns")

@@ -24,12 +24,12 @@ PREPARERS: dict[str, Callable[[Work, Namespace], Prepared]] = {
     "cars196": lambda work, args: cars196.prepare(work, args.held_out),
     "inshop": lambda work, args: inshop.prepare(work, args.held_out),
     "imagenet": lambda work, args: imagenet.prepare(work),
-    "folder": lambda work, args: own.prepare_folder(work, args.val_share, args.seed),
+    "folder": lambda work, args: own.prepare_folder(work, args.val_share, args.seed, args.depth),
     "csv": lambda work, args: own.prepare_table(work, args.val_share, args.seed),
 }
 # What manifests record of the command line
 _OPTIONS = ("every_image", "min_images", "val_share", "seed", "archives", "held_out", "partial",
-            "unverified")
+            "unverified", "depth")
 
 
 def prepare_data(args: Namespace) -> None:
@@ -53,7 +53,7 @@ def prepare_data(args: Namespace) -> None:
 
 
 def _check_arguments(args: Namespace) -> None:
-    for name in ("jobs", "archives", "min_images"):
+    for name in ("jobs", "archives", "min_images", "depth"):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}: give at least 1")

@@ -35,6 +35,7 @@ def make_report(
     if top < 1:
         raise UserError(f"asked for the first {top} results of each query; give 1 or more")
     logs = [read_training(folder) for folder in training]
+    torn = [note for log in logs for note in log.notes]
     evaluations = load_evaluations(named, across=across)
     path = ground_truth or find_ground_truth(named, evaluations)
     if path is None:
@@ -44,14 +45,14 @@ def make_report(
         dataset = str(first.get("dataset", "an unnamed data set"))
         notes = ["Queries are not shown: no result says where its ground truth lies, or it is not "
                  "there (--gnd gives it)"]
-        return Report(dataset, methods_of(evaluations), (), logs, notes), evaluations
+        return Report(dataset, methods_of(evaluations), (), logs, [*torn, *notes]), evaluations
     truth = open_ground_truth(path)
     _check_queries(evaluations, truth)
     stores, notes = find_stores(named, evaluations, groups)
     notes += _strange_truths(evaluations, truth)
     report = gather_report(evaluations, truth, stores, image_folders(path, images, distractor_images),
                            top)
-    return replace(report, training=logs, notes=[*notes, *report.notes]), evaluations
+    return replace(report, training=logs, notes=[*torn, *notes, *report.notes]), evaluations
 
 
 def gather_report(

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
+from dolg.data.finder import image_file
 from dolg.errors import UserError
 from dolg.features.store import FeatureStore
-from dolg.report.thumbnails import find_image
 from revisitop.groundtruth import GroundTruth, GroundTruthError, load_ground_truth
 from revisitop.stores import StoreError
 
@@ -53,7 +53,8 @@ class ImageFolders:
         """The path of an image, which may not exist; None for a name that leads out of its folder."""
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
             return None
-        return find_image((distractor and self.distractors) or self.benchmark, name)
+        folder = Path((distractor and self.distractors) or self.benchmark)
+        return folder / image_file(folder, name)
 
 
 def image_folders(truth: Path, images: Path | None, distractors: Path | None) -> ImageFolders:
@@ -114,7 +115,7 @@ def open_stores(groups: Sequence[Sequence[str]], methods: Sequence[str]) -> dict
             raise UserError(f"stores of {name!r} need a QUERY and a DATABASE store, given: "
                             + (" ".join(paths) or "nothing"))
         try:
-            query, database, *distractors = (FeatureStore(path) for path in paths)
+            query, database, *distractors = (FeatureStore(path, across=True) for path in paths)
         except StoreError as error:
             raise UserError(str(error)) from error
         opened[name] = Stores(query, database, distractors, given=True)
@@ -138,7 +139,8 @@ def _open_files(result: Path, evaluation: Mapping) -> Stores:
     if not files.get("query") or not files.get("database"):
         raise UserError("its result does not say where its descriptors lie")
     paths = [files["query"], files["database"], *(files.get("distractors") or [])]
-    query, database, *distractors = (FeatureStore(_path(result, path)) for path in paths)
+    # Whether they fit together was decided when they were scored
+    query, database, *distractors = (FeatureStore(_path(result, path), across=True) for path in paths)
     stores = Stores(query, database, distractors)
     _check_same(stores, evaluation)
     return stores

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from dolg.data.decode import FORMATS
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 # A panorama is shrunk to this many times its height in width, or it would outweigh all the rest
 MAX_ASPECT = 4
 QUALITY = 75
@@ -48,12 +47,6 @@ class Thumbnail:
     source_width: int = 0
     source_height: int = 0
     problem: str = ""
-
-
-def find_image(folder: Path, name: str) -> Path:
-    """FOLDER/NAME if the name ends as image files do, else FOLDER/NAME.jpg; it may not exist."""
-    is_file_name = Path(name).suffix.lower() in IMAGE_SUFFIXES
-    return Path(folder) / (name if is_file_name else f"{name}.jpg")
 
 
 def make_thumbnails(wanted: Iterable[Wanted], folder: Path | None = None) -> dict[Wanted, Thumbnail]:

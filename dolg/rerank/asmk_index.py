@@ -14,7 +14,7 @@ from dolg.rerank.asmk_kernel import InvertedLists, MatchKernel
 from dolg.rerank.images import StoredImages, check_local
 from dolg.search.collection import store_digest
 from dolg.search.rankings import Ranking
-from revisitop.evaluation import check_same_model
+from revisitop.evaluation import check_made_alike
 
 # Images of a part, which is in memory as a whole
 PART_IMAGES = 8192
@@ -76,7 +76,7 @@ class ASMKIndex:
         if k < 1:
             raise UserError(f"k is {k}; it must be at least 1")
         store, = query.collection.stores
-        check_same_model([store, *self.database.collection.stores])
+        check_made_alike([store, *self.database.collection.stores])
         check_local(query, self.database, "asmk")
         check_settings(self.kernel, query, self.most_local, assignments)
         queries = [self.kernel.aggregated(query.local(row).descriptors[:self.most_local], assignments)

@@ -7,6 +7,8 @@ import numpy as np
 from dolg.errors import UserError
 from dolg.features.store import FeatureStore, LocalTable
 from dolg.search.collection import Collection
+from revisitop.evaluation import check_made_alike
+from revisitop.stores import StoreError
 
 
 class Images(Protocol):
@@ -93,7 +95,8 @@ class ArrayImages:
 
 
 def check_local(query: Images, database: Images, method: str) -> None:
-    """Raise UserError where there are no local features to compare, or they are of two kinds."""
+    """Raise UserError where there are no local features to compare, or they are of two kinds, or stores
+    made them with different settings."""
     for images, what in ((query, "queries"), (database, "database images")):
         if not images.local_dim:
             raise UserError(f"RERANK.METHOD {method} needs local features, and the {what} have none: "
@@ -101,3 +104,10 @@ def check_local(query: Images, database: Images, method: str) -> None:
     if query.local_dim != database.local_dim:
         raise UserError(f"local features of the queries have {query.local_dim} dimensions, of the "
                         f"database {database.local_dim}: extract both with one model")
+    stores = [store for images in (query, database) if isinstance(images, StoredImages)
+              for store in images.collection.stores]
+    try:
+        if stores:
+            check_made_alike(stores, local=True)
+    except StoreError as error:
+        raise UserError(str(error)) from None

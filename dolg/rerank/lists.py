@@ -12,7 +12,7 @@ from dolg.search.collection import Collection, store_digest
 from dolg.search.neighbours import nearest
 from dolg.search.queries import Results
 from dolg.search.rankings import Ranking
-from revisitop.evaluation import check_same_model
+from revisitop.evaluation import check_made_alike
 from revisitop.names import NameIndex, names_like, some_names
 
 _COLUMNS = ("query", "image", "score")
@@ -21,7 +21,7 @@ _COLUMNS = ("query", "image", "score")
 def search_lists(query: FeatureStore, database: Collection, k: int,
                  device: str | torch.device = "cpu") -> Ranking:
     """The k images of the largest inner product with each query, exact; equal ones by index."""
-    check_same_model([query, *database.stores])
+    check_made_alike([query, *database.stores])
     descriptors = np.concatenate(list(Collection([query])))
     found = nearest(descriptors, database, min(k, len(database)), device=device)
     return _ranking(found.indexes, found.similarities, {"method": "global"}, query, database)

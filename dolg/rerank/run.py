@@ -25,12 +25,14 @@ from dolg.search.counting import counting_options
 from dolg.search.rankings import Ranking
 from revisitop import load_ground_truth
 from revisitop.commands import write_json
+from revisitop.evaluation import check_made_alike, warn_unrecorded
+from revisitop.record import notes
 
 
 class Reranking:
     """The stores, the lists and the rerankers of a run, each opened or made once."""
 
-    def __init__(self, cfg, chains: Sequence[Sequence[str]]):
+    def __init__(self, cfg, chains: Sequence[Sequence[str]], across: bool = False):
         if not all(chains):
             raise UserError(f"RERANK.METHOD is empty: give one or more of {', '.join(sorted(RERANKERS))}")
         for method in chain.from_iterable(chains):
@@ -38,8 +40,9 @@ class Reranking:
         self.cfg, self.chains, self.place = cfg, chains, device(cfg.DEVICE)
         self.folder = Path(cfg.RERANK.OUT_DIR or Path(cfg.OUT_DIR) / "rerank")
         query, database, distractors, self.truth = _places_of(cfg)
-        self.query = FeatureStore(query)
-        self.database = Collection([FeatureStore(path) for path in (database, *distractors)])
+        self.query = FeatureStore(query, across)
+        self.database = Collection([FeatureStore(path, across) for path in (database, *distractors)])
+        check_made_alike([self.query, *self.database.stores])
         self.images = StoredImages([self.query]), StoredImages(self.database.stores)
         self._rerankers: dict[str, Reranker] = {}
         self.benchmark = self._open_benchmark()
@@ -99,15 +102,15 @@ class Reranking:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def rerank(cfg, chains: Sequence[Sequence[str]] = ()) -> dict[str, dict]:
+def rerank(cfg, chains: Sequence[Sequence[str]] = (), across: bool = False) -> dict[str, dict]:
     """Rerank as `cfg` says, by RERANK.METHOD or by each of several `chains` of methods.
 
     Writes the reranked lists of each method and RERANK.TOP_K to RERANK.OUT_DIR as NAME.csv; with a ground
     truth, prints a table, and writes the results as NAME.json, in the form of
-    `revisitop/evaluate.py --json`. Returns name -> result. In a process group all do their
+    `revisitop/evaluate.py --json`. across: take stores that were made with different settings. Returns name -> result. In a process group all do their
     share; each process must call this.
     """
-    run = Reranking(cfg, chains or [cfg.RERANK.METHOD])
+    run = Reranking(cfg, chains or [cfg.RERANK.METHOD], across)
     results, before = {}, "lists" if cfg.RERANK.RANKING else "global"
     lists = {before: cfg.RERANK.RANKING}
     if run.benchmark:
@@ -125,10 +128,12 @@ def rerank(cfg, chains: Sequence[Sequence[str]] = ()) -> dict[str, dict]:
             write_json(run.folder / f"{name}.json", result, run.files(lists[name]))
         table = format_table(results)
         write_atomically(run.folder / "table.md", table + "\n")
-        for line in table.splitlines():
+        for line in [*table.splitlines(), *notes(results[before])]:
             say(line)
         say(f"results: {run.folder}/*.json; are the differences real? "
             f"python revisitop/compare.py {run.folder}/FIRST.json {run.folder}/SECOND.json")
+    if is_main():
+        warn_unrecorded([run.query, *run.database.stores])
     return results
 
 

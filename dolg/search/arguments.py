@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dolg.search.indexes import KINDS, TRAIN
 from dolg.search.measuring import DEPTH
+from revisitop.commands import ACROSS
 
 COMMANDS = {"build": "train an index on a sample of stores, and add them",
             "add": "add stores to an index",
@@ -36,6 +37,8 @@ def parse_args(description: str) -> argparse.Namespace:
         add[name]("--probes", type=int, default=16, metavar="N", help="cells to search, of ivfpq; of hnsw "
                   "an eighth of the candidates kept (default: 16)")
         add[name]("--gpu", action="store_true", help="search indexes on all GPUs that faiss can use")
+    for name in COMMANDS:
+        add[name]("--across", action="store_true", help=ACROSS)
     # Where options stand between them, argparse leaves arguments without a name over
     args, left_over = parser.parse_known_args()
     if args.command == "query":

@@ -61,7 +61,8 @@ def store_digest(store: Store) -> str:
 
 def _lacks_marks(store: Store, index: int, chunk: Chunk) -> bool:
     """Whether a failed row of a chunk is not all NaN. Raises StoreError for a row that is not finite
-    though its image did not fail."""
+    though its image did not fail, and for damaged ones."""
+    chunk.check()
     descriptors, failed = chunk.descriptors, chunk.status != 0
     broken = np.flatnonzero(~np.isfinite(descriptors).all(axis=1) & ~failed)
     if broken.size:

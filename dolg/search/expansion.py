@@ -11,7 +11,7 @@ from dolg.features.store import FeatureStore, LocalTable, StoreWriter
 from dolg.search import neighbours as neighbour_lists
 from dolg.search.collection import Collection, as_chunks, gather, store_digest
 from dolg.search.neighbours import Neighbours, nearest, neighbours_of
-from revisitop.evaluation import check_same_model
+from revisitop.evaluation import check_made_alike
 
 # Values of the neighbours' descriptors that are in memory at a time
 _BLOCK_VALUES = 1 << 25
@@ -101,7 +101,7 @@ def expand_store(
     StoreError for stores that are damaged or were made by different models.
     """
     _check(n, alpha)
-    check_same_model([store, *database.stores])
+    check_made_alike([store, *database.stores])
     writer = _writer(store, database, path, n, alpha, first, neighbours is not None)
     _fill(writer, store, database, n, alpha, first, neighbours, device)
 
@@ -116,7 +116,7 @@ def augment_stores(
     Raises as `expand_store` does.
     """
     _check(n, alpha)
-    check_same_model(database.stores)
+    check_made_alike(database.stores)
     if len(paths) > len(database.stores):
         raise UserError(f"{len(paths)} new stores are named for a database of {len(database.stores)}")
     # All of them before the search, which may take hours: none may be a store of something else

@@ -24,7 +24,8 @@ from dolg.features.sources import Names
 from dolg.features.store import FeatureStore
 from dolg.files import atomic_file, write_atomically
 from dolg.search.collection import store_digest
-from revisitop.evaluation import check_same_model
+from revisitop.evaluation import check_made_alike
+from revisitop.settings import made_by
 
 FORMAT, VERSION = "dolg-index", 1
 # Kind -> faiss's name for it; {m}: bytes per image, {lists}: cells of the coarse quantiser; np: not
@@ -41,8 +42,6 @@ KINDS = {
 # Vectors to train on; fewer than so many are too few for 256 centroids (faiss's own measure)
 TRAIN, _FEW = 65_536, 39 * 256
 _ADDED_AT_ONCE = 16_384
-# What a manifest says of the model
-_MODEL = ("weights_digest", "model_digest", "whitening")
 # The longest list that faiss gives on a GPU
 _MOST_ON_GPU = 2048
 # Of OPQ's alternation between rotation and centroids: faiss has 50, the last ones at little gain
@@ -106,7 +105,7 @@ class Index:
         return best_first(np.where(found, scores, -np.inf), rows)
 
     def stores(self) -> list[SimpleNamespace]:
-        """Of each store in it `path`, `dim`, and what its `manifest` says of the model."""
+        """Of each store in it `path`, `dim`, and what its `manifest` says of how it was made."""
         return [SimpleNamespace(path=entry["path"], dim=self.settings["dim"],
                                 manifest=entry["manifest"]) for entry in self.settings["stores"]]
 
@@ -156,7 +155,7 @@ def build_index(path: str | Path, stores: Sequence[FeatureStore], kind: str, siz
     path, faiss = Path(path), _faiss()
     if (path / "index.json").exists():
         raise UserError(f"{path} holds an index already: add stores to it, or delete it")
-    check_same_model(stores)
+    check_made_alike(stores)
     dim, count = stores[0].dim, sum(store.count for store in stores)
     lists = lists or 2 ** max(2, round(np.log2(4 * np.sqrt(count))))
     factory = KINDS.get(kind, kind).format(m=size or max(1, dim // 4), lists=lists)
@@ -188,7 +187,7 @@ def add_to_index(path: str | Path, stores: Sequence[FeatureStore]) -> Index:
     """
     path, faiss = Path(path), _faiss()
     index, settings = Index(path), read_settings(path)
-    check_same_model([*index.stores(), *stores])
+    check_made_alike([*index.stores(), *stores])
     whole = faiss.read_index(str(index.file))
     return _add(path, whole, settings, list(index.names), index.rows, stores)
 
@@ -212,7 +211,7 @@ def _add(path: Path, index, settings: dict, names: list[str], rows: np.ndarray,
             names = names + store.names
             settings["stores"].append({
                 "path": str(store.path), "count": store.count, "digest": digest,
-                "manifest": {key: store.manifest[key] for key in _MODEL if key in store.manifest}})
+                "manifest": made_by(store.manifest)})
     settings.update(count=len(names), add_seconds=round(
         settings["add_seconds"] + time.perf_counter() - start, 3))
     _write(path, index, settings, Names(names), np.concatenate(parts))

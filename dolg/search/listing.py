@@ -10,7 +10,7 @@ from dolg.features.store import FeatureStore
 from dolg.search.collection import Collection
 from dolg.search.indexes import Index, merge_results
 from dolg.search.neighbours import Neighbours, neighbours_of, without_own, write_neighbours
-from revisitop.evaluation import check_different, check_same_model
+from revisitop.evaluation import check_different, check_made_alike
 
 
 class IndexSearch:
@@ -63,7 +63,7 @@ def list_neighbours(
     """
     if top < 1:
         raise UserError(f"--top is {top}: give at least 1")
-    check_same_model(stores)
+    check_made_alike(stores)
     check_different(stores)
     database = Collection(stores)
     if indexes:

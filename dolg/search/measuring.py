@@ -14,7 +14,7 @@ from dolg.search.exact import top_k
 from dolg.search.indexes import Index
 from dolg.search.rankings import Ranking, evaluate_ranking
 from revisitop import GroundTruth, evaluate_stores
-from revisitop.evaluation import check_same_model
+from revisitop.evaluation import check_described, check_made_alike
 
 RECALLS = (1, 10, 100)
 # Images of a ranking by an index that mAP looks at; positives farther down count as not found
@@ -29,7 +29,8 @@ def measure(indexes: Sequence[Index], query: FeatureStore, stores: Sequence[Feat
     share of the exact search's first K that are among the index's first K) and, with a ground truth,
     "mAP" (protocol -> 0..1). Raises UserError for an index of other stores.
     """
-    check_same_model([query, *stores])
+    check_made_alike([query, *stores])
+    check_described([query, *stores])
     database, depth = Collection(stores), min(depth, sum(store.count for store in stores))
     fine = np.flatnonzero(query.status == 0)
     queries = query.rows(fine)

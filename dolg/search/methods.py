@@ -16,7 +16,7 @@ from dolg.search.neighbours import Neighbours, neighbours_of
 from dolg.search.rankings import Ranking, evaluate_ranking
 from revisitop import GroundTruth, format_table, load_ground_truth
 from revisitop.commands import show
-from revisitop.evaluation import check_different, check_same_model, match_names
+from revisitop.evaluation import check_different, check_made_alike, match_names
 
 # Settings of each, as its function in `kreciprocal` or `diffusion` explains them
 DEFAULTS = {
@@ -44,7 +44,7 @@ def make_ranking(
     """
     settings = {**choose(DEFAULTS, method, "the method"), **settings}
     needed = _neighbours_needed(method, settings)
-    check_same_model([query, *database.stores])
+    check_made_alike([query, *database.stores])
     # In one collection a query that failed is NaN, whatever its row holds
     queries = gather(Collection([query]), np.arange(query.count), query.dim)
     neighbours = neighbours_of(database, needed, folder, device)

@@ -12,7 +12,7 @@ from dolg.errors import UserError
 from dolg.features.store import FeatureStore
 from dolg.files import write_atomically
 from dolg.search.indexes import Index, merge_results
-from revisitop.evaluation import check_same_model
+from revisitop.evaluation import check_made_alike
 from revisitop.printing import write_data
 from revisitop.stores import StoreError
 
@@ -89,7 +89,7 @@ class _Part:
 def _search(number: int, path: Path, query: FeatureStore, fine: np.ndarray, k: int, probes: int,
             on_gpu: bool) -> _Part:
     index = Index(path, probes, on_gpu)
-    check_same_model([query, *index.stores()])
+    check_made_alike([query, *index.stores()])
     scores, rows = index.search(query.rows(fine), k)
     names = {row: index.names[row] for row in np.unique(rows[rows >= 0]).tolist()}
     digests = [entry["digest"] for entry in index.settings["stores"]]

@@ -13,7 +13,7 @@ from dolg.features.store import FeatureStore
 from dolg.files import atomic_file
 from dolg.search.collection import store_digest
 from revisitop.evaluation import (
-    check_different, check_same_model, figures_of, match_names, result_of)
+    check_described, check_different, check_made_alike, figures_of, match_names, result_of)
 from revisitop.groundtruth import GroundTruth
 from revisitop.metrics import positives_in
 from revisitop.protocol import protocols_of, split
@@ -93,7 +93,8 @@ def evaluate_ranking(
     that these have not, and StoreError as `evaluate_stores` does.
     """
     stores = [database_store, *distractor_stores]
-    check_same_model([query_store, *stores])
+    check_made_alike([query_store, *stores])
+    check_described([query_store, *stores])
     check_different(stores)
     _check_made_of(ranking, query_store, stores)
     query_index = match_names(query_store, ground_truth.queries, "queries")

@@ -1,17 +1,21 @@
 """Whitening: a projection learned from descriptors, after which they are compared anew."""
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 from torch.nn import functional as F
 
 from dolg.errors import UserError
 from dolg.files import write_atomically
+from revisitop.settings import differing_settings
 
+# What decides the descriptors alone: the same for the local features of any store
+_NOT_OF_LOCAL = {"scales": [], "scale_pooling": "mean", "whitening": "none"}
 # Rows that are worked on at a time
 _BLOCK = 65536
 
@@ -40,9 +44,11 @@ class Whitening:
     def to(self, device: torch.device) -> "Whitening":
         return Whitening(self.mean.to(device), self.projection.to(device))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, made_by: Mapping | None = None) -> None:
+        """To a file; `made_by` is what is known of how the descriptors were made that it was learned from."""
         write_atomically(path, save({"mean": self.mean.cpu().numpy(),
-                                     "projection": self.projection.cpu().numpy()}))
+                                     "projection": self.projection.cpu().numpy()},
+                                    {"made_by": json.dumps(made_by)} if made_by else None))
 
     @staticmethod
     def load(path: str | Path, dim: int) -> "Whitening":
@@ -55,6 +61,20 @@ class Whitening:
         if mean.shape != (dim,) or projection.shape[0] != dim:
             raise UserError(f"{path} is for descriptors of {len(mean)} dimensions, these have {dim}")
         return Whitening(torch.from_numpy(mean), torch.from_numpy(projection))
+
+
+def learned_from_others(path: str | Path, manifest: Mapping, local: bool = False) -> str:
+    """In what the descriptors that the whitening in a file was learned from differ from a store's, or, if
+    `local`, the local features; "" where in nothing that is known. Raises UserError for a damaged file."""
+    try:
+        with safe_open(path, "np") as file:
+            made_by = json.loads((file.metadata() or {}).get("made_by", "{}"))
+        if local:       # which have scales and a whitening of their own
+            made_by, manifest = ({**side, **_NOT_OF_LOCAL} for side in (made_by, manifest))
+        differing = differing_settings(made_by, manifest, local)
+    except (OSError, SafetensorError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is not a whitening that tools/whiten.py wrote: {error}") from None
+    return "; ".join(differing)
 
 
 def pca_whitening(chunks: Iterable[np.ndarray], dim: int = 0, power: float = 0.5) -> Whitening:

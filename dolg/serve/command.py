@@ -21,7 +21,7 @@ def ask(args: argparse.Namespace) -> None:
                         "--output")
     (paths, folders), keys = without_keys(args.indexes, args.images)
     finder = open_finder(args.cfg, args.weights, keys + args.opts, paths, folders, args.reranker,
-                         args.probes, on_gpu=args.gpu)
+                         args.probes, on_gpu=args.gpu, across=args.across)
     found = finder.find(args.image, tuple(args.box) if args.box else None, args.top, args.reranker)
     print(as_table(found))
     print(", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in found.seconds.items())

@@ -6,18 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from dolg.data.finder import image_file
 from dolg.errors import UserError
 from dolg.features.store import FeatureStore
-from dolg.report.thumbnails import find_image
 from dolg.search.collection import Collection, store_digest
 from dolg.search.exact import top_k
 from dolg.search.indexes import Index, merge_results
-from revisitop.evaluation import check_same_model
+from revisitop.evaluation import check_made_alike
 from revisitop.stores import StoreError
-
-# What a manifest says of how descriptors were made, beside the weights, and what decides it
-_SETTINGS = {"config_digest": "MODEL, INPUT, TIMM, RESNET or INFER.SIZE", "scales": "INFER.SCALES",
-             "scale_pooling": "INFER.SCALE_POOLING"}
 
 
 class _StorePart:
@@ -122,17 +118,15 @@ class Database:
         there = rows[0] >= 0
         return scores[0, there], rows[0, there]
 
-    def check_model(self, dim: int, settings: dict) -> None:
-        """Raise UserError where a network of so many dimensions and such settings, as a store's manifest
-        has them, did not make it. What a store does not record is not checked."""
-        model = SimpleNamespace(path="this model", dim=dim, manifest=settings)
+    def check_model(self, dim: int, settings: dict, across: bool = False) -> None:
+        """Raise UserError where a network of so many dimensions and, unless `across`, such settings, as a
+        store's manifest has them, did not make it. What a store does not record is not checked."""
+        model = SimpleNamespace(path="this model", dim=dim, manifest=settings, across=across)
         for part in self._parts:
             try:
-                check_same_model([model, *part.described, *part.stores])
+                check_made_alike([model, *part.described, *part.stores])
             except StoreError as error:
                 raise UserError(f"{part.path} was made by another model than this one: {error}") from None
-            for store in part.stores:
-                _check_settings(store, settings)
 
     def _check_different(self) -> None:
         seen: dict[str, Path] = {}
@@ -169,7 +163,7 @@ class ImageFiles:
         name = Path(self.database.name(row))
         if name.is_absolute() or ".." in name.parts:
             return None
-        return next((file for file in (find_image(folder, str(name)) for folder in folders)
+        return next((file for file in (folder / image_file(folder, str(name)) for folder in folders)
                      if _is_file(file)), None)
 
 
@@ -190,20 +184,6 @@ def _open_part(path: Path, probes: int, on_gpu: bool) -> _StorePart | _IndexPart
         return _StorePart(FeatureStore(path))
     except StoreError as error:
         raise UserError(str(error)) from None
-
-
-def _check_settings(store: FeatureStore, settings: dict) -> None:
-    if "config_digest" not in store.manifest:      # of another program, or from before it was recorded
-        return
-    for key, decided_by in _SETTINGS.items():
-        was, now = store.manifest.get(key), settings.get(key)
-        if was != now:
-            raise UserError(f"{store.path} was made with another {key} than this model's ({_short(was)}, "
-                            f"and not {_short(now)}): give the {decided_by} that it was made with")
-
-
-def _short(value: object) -> str:
-    return str(value)[:40]
 
 
 def _place(starts: np.ndarray, row: int) -> int:

@@ -78,13 +78,14 @@ class Finder:
         files: where its images are.
         limits: of photographs.
         side: shrink what is described to so many pixels of its longer side; 0: never, as extraction.
+        across: other weights or settings than the describer's may have made the database.
 
     Raises UserError where another model, or other settings, made the database.
     """
 
     def __init__(self, describer: Describer, database: Database, files: ImageFiles, limits: Limits,
-                 side: int = 0):
-        database.check_model(describer.dim, describer.settings)
+                 side: int = 0, across: bool = False):
+        database.check_model(describer.dim, describer.settings, across)
         jpeg_decoder()      # imported now: a photograph need not wait for it
         self.describer, self.database, self.files = describer, database, files
         self.limits, self.side = limits, side
@@ -152,7 +153,8 @@ class Finder:
 
 def open_finder(cfg: str, weights: str, opts: Sequence[str], paths: Sequence[str | Path],
                 folders: Sequence[str | Path] = (), methods: str = "", probes: int = 16,
-                limits: Limits | None = None, side: int = 0, on_gpu: bool = False) -> Finder:
+                limits: Limits | None = None, side: int = 0, on_gpu: bool = False,
+                across: bool = False) -> Finder:
     """A Finder of a configuration file, weights, further keys, and the folders of a database.
 
     Queries get local features where a reranker of the chain `methods` ("all": any) wants them and the
@@ -169,7 +171,7 @@ def open_finder(cfg: str, weights: str, opts: Sequence[str], paths: Sequence[str
         settings.INFER.LOCAL = has_local and any(name in wanted for name in LOCAL)
     settings.INFER.STRICT = False       # what fails is told of, without the path of a temporary file
     describer = load(settings, weights)
-    return Finder(describer, database, files, limits or Limits(settings.INFER.MAX_PIXELS), side)
+    return Finder(describer, database, files, limits or Limits(settings.INFER.MAX_PIXELS), side, across)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dolg.visual.attention import KINDS
 from dolg.visual.embedding import METHODS
+from revisitop.commands import ACROSS
 
 # Inches of a thumbnail
 _LARGEST = 3
@@ -30,6 +31,8 @@ def parse_args(description: str) -> argparse.Namespace:
         _add_pair(add[name], needs_stores=name == "rrt")
     add["rrt"]("--layer", type=int, metavar="N", help="of one layer, from 1 (default: mean over all)")
     _add_embedding(add["embedding"])
+    for name in ("matches", "rrt", "embedding"):
+        add[name]("--across", action="store_true", help=ACROSS)
     for name in COMMANDS:
         add[name]("-o", "--output", type=Path, required=True, metavar="PICTURE",
                   help="what to write: .png, .jpg, .svg or .pdf")

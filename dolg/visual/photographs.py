@@ -8,8 +8,8 @@ import numpy as np
 
 from dolg.data.boxes import Box, pixels_inside
 from dolg.data.decode import ImageError, decode, read_file, read_header, read_image
+from dolg.data.finder import image_file
 from dolg.errors import UserError
-from dolg.features.sources import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ def open_photograph(path: str | Path, box: Box | None = None, name: str = "",
 
 
 def find_photograph(folders: Sequence[Path], name: str) -> Path | None:
-    """The file of a store's image: NAME, or NAME.jpg, in the first folder that has it; None: in none."""
-    endings = [""] if Path(name).suffix.lower() in SUFFIXES else [".jpg", ""]
-    files = (Path(folder) / f"{name}{ending}" for folder in folders for ending in endings)
+    """The file of a store's image in the first folder that has it (see `image_file`); None: in none."""
+    files = (Path(folder) / image_file(folder, name) for folder in folders)
     return next((file for file in files if file.is_file()), None)
 
 

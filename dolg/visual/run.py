@@ -21,6 +21,7 @@ from dolg.visual.embedding import embed
 from dolg.visual.labels import labels_by_name
 from dolg.visual.matches import images_of_locals, match_pair
 from dolg.visual.photographs import Photograph, find_photograph, open_photograph, thumbnail
+from revisitop.evaluation import check_made_alike
 from revisitop.names import NameIndex
 
 # An image's row among images
@@ -71,7 +72,8 @@ def rrt(args: argparse.Namespace) -> Figure:
 
 def embedding(args: argparse.Namespace) -> Figure:
     """The images of stores on a plane."""
-    stores = [FeatureStore(path) for path in args.store]
+    stores = [FeatureStore(path, args.across) for path in args.store]
+    check_made_alike(stores)
     label_of = labels_by_name(args.gnd, args.list)
     places, rows = embed(stores, args.method, args.seed)
     names = [name for store in stores for name in store.names]
@@ -99,7 +101,7 @@ def _stored_pair(args: argparse.Namespace, boxes: Sequence[Box | None],
                         "candidate's")
     if not args.images:
         raise UserError("--store needs --images, the folders in which the stores' images are")
-    stores = [FeatureStore(path) for path in args.store]
+    stores = [FeatureStore(path, args.across) for path in args.store]
     places = [(StoredImages([store]), _row(store, name))
               for store, name in zip((stores[0], stores[-1]), args.pair)]
     photos = [_stored_photograph(args.images, name, box, max_pixels)

@@ -5,6 +5,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
 from dolg.core import download
 from dolg.core.download import fetch, torchvision_url, weights_file
@@ -69,3 +70,28 @@ def test_names_of_torchvision(server, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     assert weights_file("torchvision://resnet50").read_bytes() == b"weights"
     assert str(weights_file("a/b.pyth")) == "a/b.pyth"
+
+
+def test_weights_by_name_in_extraction_and_in_python(run_tool, tiny, toy_images, tmp_path, monkeypatch):
+    """TEST.WEIGHTS takes the names that TRAIN.WEIGHTS takes; the file is there, so that nothing is fetched."""
+    import torchvision
+
+    import dolg
+
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18()
+    file = tmp_path / "hub" / "checkpoints" / torchvision_url("resnet18").rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), file)
+    options = [*tiny[2:], "MODEL.ARCH", "gem", "MODEL.DEPTH", 18, "RESNET.STEM_WIDTH", 64,
+               "MODEL.HEADS.REDUCTION_DIM", 0, "INFER.DATASET", "", "INFER.SCALES", "[1.0]"]
+    command = ["tools/infer.py", *tiny[:2], *options, "INFER.IMAGES", toy_images / "toy" / "val_list.txt",
+               "INFER.OUT_DIR", tmp_path / "out", "TEST.WEIGHTS"]
+    done = run_tool(*command, "torchvision://resnet18", env={"TORCH_HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert f"{file} (torchvision)" in done.stdout + done.stderr
+    done = run_tool(*command, "torchvision://resnet81")
+    assert done.returncode == 1 and "torchvision has no network 'resnet81'" in done.stderr
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    describer = dolg.load(tiny[1], "torchvision://resnet18", options)
+    assert describer.dim == 512

@@ -139,6 +139,31 @@ def test_sigusr1_reaches_all_processes(alone, pair, training, tmp_path):
     _assert_near(_last(tmp_path), _last(alone))
 
 
+@pytest.mark.parametrize("options", [["DATA_LOADER.NUM_WORKERS", 2], TWO])
+def test_ctrl_c_saves_and_ends(alone, pair, training, tmp_path, options):
+    process = training(tmp_path, "TRAIN.CHECKPOINT_MINUTES", 0, *options)
+    _wait(lambda: len(_lines(tmp_path)) >= 8, process)
+    os.killpg(process.pid, signal.SIGINT)       # as a terminal does; launchers pass it on besides
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, output
+    assert "SIGINT asked to stop: epoch 1 and " in output and "Traceback" not in output
+    assert output.endswith("interrupted\n") and "_step_" in newest_checkpoint(tmp_path).name
+    assert "going on from" in _end(training(tmp_path, *options))
+    _assert_same_run(tmp_path, pair if options is TWO else alone)
+
+
+def test_ctrl_c_under_torchrun(training, tiny, start_command, tmp_path):
+    process = start_command(
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 1, "tools/train.py", *tiny,
+         "OUT_DIR", tmp_path, *STEPS, "OPTIM.MAX_EPOCH", 1000, "TRAIN.CHECKPOINT_MINUTES", 0],
+        env={"OMP_NUM_THREADS": "1"}, together=True, session=True)
+    _wait(lambda: len(_lines(tmp_path)) >= 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode != 0 and "SIGINT asked to stop: epoch " in output
+    assert torch.load(newest_checkpoint(tmp_path), weights_only=True)["epoch"] < 1000
+
+
 def test_a_full_disk_while_training(alone, training, tmp_path):
     process = training(tmp_path)
     _wait(lambda: len(_lines(tmp_path)) >= 3, process)

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def test_without_gpus_one_process_runs_and_says_so(monkeypatch, capsys):
 JOB = """
 import os, sys, time
 from dolg.core.cli import run
-from dolg.core.distributed import any_process, from_main, gather, launch, rank, world_size
+from dolg.core.distributed import (StopRequest, agreed, any_process, failing_together, from_main, gather,
+                                   launch, rank, world_size)
+from dolg.data.decode import ImageError
 from dolg.errors import UserError
 
 def job(kind):
@@ -53,6 +56,35 @@ def job(kind):
         if rank() == 1:
             raise UserError("only one of them knows")
         gather(None)
+    elif kind == "unreadable":
+        def batches():
+            yield 1
+            if rank() == 1:
+                raise ImageError("a.jpg", "it is cut")
+            yield 2
+        seen = []
+        with failing_together(MemoryError):     # what does not fail passes
+            try:
+                for batch in agreed(batches()):
+                    seen.append(batch)
+            except ImageError as error:
+                seen.append(error.path)
+        try:
+            with failing_together(MemoryError, ImageError):
+                if rank() == 1:
+                    raise MemoryError("none is left")
+                for batch in agreed(batches()):     # an exchange that the other has left
+                    pass
+        except MemoryError as error:
+            seen.append(str(error))
+        if rank() == 0:
+            print(gather(seen), flush=True)
+        else:
+            gather(seen)
+    elif kind == "stubborn":
+        with StopRequest():
+            open(f"{sys.argv[2]}/started {rank()}", "w").close()
+            time.sleep(60)
     elif kind == "bug":
         if rank() == 0:
             raise ZeroDivisionError("a bug")
@@ -100,6 +132,29 @@ def test_a_stop_while_the_processes_start(tmp_path):
     output, errors = process.communicate(timeout=50)
     assert started == ["start 0\n", "start 1\n"]
     assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_what_one_process_cannot_read_is_raised_in_all(job):
+    process = job("unreadable")
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, f"{[[1, 'a.jpg', 'none is left']] * 2}\n"), errors
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_ctrl_c_ends_at_once(start_command, tmp_path, processes):
+    (tmp_path / "job.py").write_text(JOB.replace("assert world_size() == 2", "").replace(
+        "launch(job, 2", f"launch(job, {processes}"))
+    process = start_command([tmp_path / "job.py", "stubborn", tmp_path], fork=True, session=True,
+                            env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("started *"))) < processes and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for _ in range(2):
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and "Traceback" not in errors
 
 
 def test_a_bug_is_shown_with_its_place(job):

@@ -63,10 +63,30 @@ def test_a_damaged_file_is_passed_over(tmp_path, capsys, damage):
         newest_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_without_a_digest_is_taken(tmp_path):
+@pytest.mark.parametrize("digest", [None, b"", b"\xff\xfe\0", b"0" * 64 + b"  model_epoch_0001.pyth\n"])
+def test_a_checkpoint_without_its_digest_is_judged_by_its_records(tmp_path, capsys, digest):
     path, = _write(tmp_path, Position(1))
-    path.with_name(path.name + ".sha256").unlink()
+    beside = path.with_name(path.name + ".sha256")
+    beside.unlink() if digest is None else beside.write_bytes(digest)
     assert newest_checkpoint(tmp_path) == path
+    assert ("does not hold the digest of model_epoch_0001.pyth" in capsys.readouterr().out) == (digest is not None)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):      # a flipped bit, wherever it is, is seen or harmless
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1:])
+        if is_whole(path):
+            torch.testing.assert_close(torch.load(path, weights_only=True), _state(0), rtol=0, atol=0)
+    for part in (b"", whole[:-1], whole[:len(whole) // 2], whole + b"\0", b"\0" * 100):
+        path.write_bytes(part)
+        assert not is_whole(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\0", b"[1]", b"[" * 100_000, b'{"file": "../../x.pyth"}', b'"a"',
+                                     b'{"file": "model_epoch_0001.pyth", "metric": "mAP", "value": NaN}'])
+def test_a_damaged_record_of_the_best_is_named(tmp_path, content):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.json").write_bytes(content)
+    with pytest.raises(UserError, match="best.json is damaged .*: start the same training command again"):
+        best_checkpoint(tmp_path)
 
 
 def test_what_is_saved_is_what_was_there_at_the_call(tmp_path):
@@ -84,16 +104,18 @@ def test_what_is_saved_is_what_was_there_at_the_call(tmp_path):
 def test_the_newest_and_the_best_are_kept(tmp_path):
     saver = Saver(tmp_path, keep=2)
     for epoch in range(6):
-        best = {"metric": "mAP", "value": 50.0} if epoch == 1 else None
-        saver.save(Position(epoch), _state(epoch), best)
+        saver.save(Position(epoch), _state(epoch))
+        if epoch == 1:
+            saver.mark_best(Position(epoch), {"metric": "mAP", "value": 50.0})
     saver.finish()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     kept = [f"model_epoch_{epoch:04d}.pyth" for epoch in (1, 4, 5)]
     assert names == sorted(["best.json", *kept, *(f"{name}.sha256" for name in kept)])
     assert best_checkpoint(tmp_path).name == kept[0]
     assert json.loads((tmp_path / "checkpoints" / "best.json").read_text())["value"] == 50.0
-    saver.save(Position(6), _state(6), {"metric": "mAP", "value": 60.0})
-    saver.finish()
+    saver.save(Position(6), _state(6))
+    saver.mark_best(Position(6), {"metric": "mAP", "value": 60.0})
+    saver.mark_best(Position(7), {"metric": "mAP", "value": 70.0})     # which could not be written
     assert best_checkpoint(tmp_path).name == "model_epoch_0006.pyth"
     assert not (tmp_path / "checkpoints" / kept[0]).exists()
 

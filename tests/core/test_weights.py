@@ -1,14 +1,23 @@
 """Weights files of every origin, and of none."""
+import argparse
 import pickle
+import zipfile
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.fuzz.__main__ import summary
+from benchmarks.fuzz.harness import fuzz
+from benchmarks.fuzz.weights import WEIGHTS
 from dolg.config import load_cfg
 from dolg.core.checkpoint import load_weights
 from dolg.core.saving import newest_checkpoint, save_checkpoint
+from dolg.core.weight_files import read_weights
+from dolg.core.weights import strip_wrappers
 from dolg.errors import UserError
 from dolg.losses import build_loss
 from dolg.models import build_model
@@ -311,6 +320,151 @@ def test_damaged_files_are_explained(tmp_path, name, damage):
     with pytest.raises(UserError) as error:
         load_weights(model, path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def _renamed(state: dict, prefix: str) -> dict:
+    return {prefix + key: value for key, value in state.items()}
+
+
+# What people bring, and what is said of it
+BROUGHT = {
+    "counters": (lambda state: {key: value for key, value in state.items() if "num_batches_tracked" not in key},
+                 ["into DOLG"]),
+    "model_state_dict": (lambda state: {"epoch": 3, "model_state_dict": state}, ["[taken from 'model_state_dict']"]),
+    "net": (lambda state: {"net": state, "acc": 0.5, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+            ["[taken from 'net']"]),
+    "nested": (lambda state: {"checkpoint": {"stage 2": state}}, ["[taken from 'checkpoint.stage 2']"]),
+    "ema": (lambda state: {"ema": {key: value + 1 for key, value in state.items()}, "model": state,
+                           "rng_state": torch.ones(9)}, ["taken from 'model'; 'ema' holds weights as well"]),
+    "compiled": (lambda state: {"state_dict": _renamed(state, "_orig_mod.")},
+                 ["taken from 'state_dict'; '_orig_mod.' removed from all names"]),
+    "in parallel and compiled": (lambda state: _renamed(state, "module._orig_mod."), ["'module._orig_mod.' removed"]),
+    "twice in parallel": (lambda state: _renamed(state, "module.module."), ["'module.module.' removed"]),
+    "lightning": (lambda state: {"state_dict": _renamed(state, "retriever.net.")}, ["'retriever.net.' removed"]),
+    "model": (lambda state: _renamed(state, "model."), ["(dolg checkpoint) into DOLG"]),
+    "numbers of NumPy": (lambda state: {"state_dict": state, "best": np.float64(0.5), "mean": np.ones(3)},
+                         ["[taken from 'state_dict']"]),
+    "a namespace": (lambda state: {"args": argparse.Namespace(rate=0.1), "state_dict": OrderedDict(state)},
+                    ["skipped what is not plain data: args (argparse.Namespace)", "taken from 'state_dict'"]),
+    "containers": (lambda state: {"state_dict": defaultdict(list, state), "meters": {"loss": _Unknown()}},
+                   [f"meters.loss ({__name__}._Unknown)", "taken from 'state_dict'"]),
+}
+
+
+@pytest.mark.parametrize("keys, prefix", [
+    (["model.conv1.weight", "model.layer1.0.conv1.weight", "model.fc.bias"], "model."),
+    (["student.backbone.stem.conv.weight", "student.fc.bias"], "student."),
+    (["model.blocks.0.norm.bias", "model.head.bias"], "model."),                # timm's, of which nothing is known
+    (["features.conv0.weight", "features.norm0.bias"], ""),                     # a DenseNet without classifier
+    (["module.conv1.weight", "layer1.0.conv1.weight"], ""),
+])
+def test_prefixes(keys, prefix):
+    state, removed = strip_wrappers(dict.fromkeys([*keys, "total_ops"], torch.zeros(1)))
+    assert removed == prefix and list(state) == [key.removeprefix(prefix) for key in keys]
+
+
+class _Unknown:
+    """A class of the file's own code."""
+
+
+@pytest.mark.parametrize("kind", BROUGHT)
+def test_the_state_dict_is_found_whatever_is_around_it(tmp_path, kind):
+    saved, loaded = _model(), _model(seed=1)
+    wrap, said = BROUGHT[kind]
+    torch.save(wrap(saved.state_dict()), tmp_path / "w.pth")
+    message = load_weights(loaded, tmp_path / "w.pth")
+    assert all(part in message for part in said), message
+    assert _same_outputs(saved, loaded)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_every_kind_beside_an_unknown_object(tmp_path, dtype):
+    """Read from the archive by our own reader: views, shared storages, parameters, other precisions."""
+    whole = torch.arange(24).reshape(4, 6).to(dtype)
+    state = {"a": whole, "b": whole[1:3, ::2], "c": whole.t(), "d": torch.nn.Parameter(whole), "e": torch.tensor(3),
+             "f": torch.tensor([True, False]), "g": torch.empty(0, 3)}
+    torch.save({"state_dict": state, "other": _Unknown()}, tmp_path / "w.pth")
+    read = read_weights(tmp_path / "w.pth").state
+    assert read.keys() == state.keys()
+    for key, tensor in state.items():
+        wanted = tensor.detach().float() if dtype == torch.bfloat16 and tensor.dtype == dtype else tensor.detach()
+        assert read[key].dtype == wanted.dtype and torch.equal(read[key], wanted), key
+
+
+def test_through_the_command_line(run_tool, tiny, tmp_path):
+    """What is brought, in training and in conversion, and whole models, which have no weights to be read."""
+    options = [*tiny[2:], "MODEL.ARCH", "gem"]
+    torch.manual_seed(0)
+    model = build_model(load_cfg(str(ROOT / tiny[1]), list(map(str, options))))
+    state = _renamed({key: value for key, value in model.state_dict().items() if "num_batches" not in key}, "module.")
+    torch.save({"net": state, "ema": dict(state), "args": argparse.Namespace(), "loss": np.float32(1)}, tmp_path / "w.pth")
+    command = ["tools/convert_weights.py", *tiny[:2], "--output", tmp_path / "out.pyth", "--from"]
+    done = run_tool(*command, tmp_path / "w.pth", *options)
+    assert done.returncode == 0, done.stderr
+    assert ("[taken from 'net'; 'ema' holds weights as well; skipped what is not plain data: args "
+            "(argparse.Namespace); 'module.' removed from all names]") in done.stdout
+    written = torch.load(tmp_path / "out.pyth")["model"]
+    assert all(torch.equal(written[key], value) for key, value in model.state_dict().items())
+    torch.save(model, tmp_path / "whole.pth")
+    done = run_tool(*command, tmp_path / "whole.pth", *options)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "weights_only=False); torch.save(content['state_dict'], 'weights.pth')" in done.stderr
+    torch.save({"epoch": 3, "best": torch.ones(())}, tmp_path / "none.pth")
+    done = run_tool("tools/train.py", *tiny, "MODEL.ARCH", "gem", "TRAIN.WEIGHTS", tmp_path / "none.pth",
+                    "OUT_DIR", tmp_path / "run")
+    assert done.returncode == 1 and "none.pth" in done.stderr.splitlines()[-1]
+
+
+def _rewritten(path: Path, change) -> None:
+    """The archive `path` with `change(name, content)` in the place of each record."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    compression = zipfile.ZIP_DEFLATED if change("bomb", b"") else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in records.items():
+            archive.writestr(name, change(name, content))
+
+
+def _in_pickle(old: bytes, new: bytes):
+    def change(name, content):
+        return content.replace(old, new) if name.endswith("data.pkl") else content
+    return change
+
+
+# The pickle of a (4, 4) tensor: its storage of 16 values, offset 0, size (4, 4), strides (4, 1)
+HOSTILE = {
+    "storage": _in_pickle(b"K\x10tq", b"J\0\0\0\x7ftq"),
+    "size": _in_pickle(b"K\4K\4\x86", b"J\0\0\0\1K\4\x86"),
+    "negative size": _in_pickle(b"K\4K\4\x86", b"J\xff\xff\xff\xffK\4\x86"),
+    "negative stride": _in_pickle(b"K\4K\1\x86", b"J\xff\xff\xff\xffK\1\x86"),
+    "offset": _in_pickle(b"QK\0", b"QK\x7f"),
+    # 2^56 numbers that are one
+    "repeated": lambda name, content: _in_pickle(b"K\4K\1\x86", b"K\0K\0\x86")(name, _in_pickle(
+        b"K\4K\4\x86", b"J\0\0\0\x10J\0\0\0\x10\x86")(name, content)),
+    "bomb": lambda name, content: bytes(200 << 20) if name.endswith("data/0") else content or b"deflate",
+    "short record": lambda name, content: content[:-4] if name.endswith("data/0") else content,
+}
+
+
+@pytest.mark.parametrize("unknown", [False, True], ids=["PyTorch's reader", "ours"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_archive_is_a_line(tmp_path, kind, unknown):
+    path = tmp_path / "stem.pth"
+    torch.save({"stem.conv.weight": torch.ones(4, 4), **({"other": _Unknown()} if unknown else {})}, path)
+    before = path.read_bytes()
+    _rewritten(path, HOSTILE[kind])
+    assert path.read_bytes() != before
+    with pytest.raises(UserError) as error:
+        load_weights(_model(), path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert "of another shape" not in str(error.value)
+
+
+def test_damaged_and_hostile_files_of_weights():
+    """A small part of python -m benchmarks.fuzz weights --count 10000."""
+    outcome = fuzz("weights", WEIGHTS, 200, seed=0)
+    assert not outcome.failures, summary("weights", 0, outcome)
+    assert outcome.counts["read"] and outcome.counts["refused"]
 
 
 def test_newest_checkpoint_is_that_of_the_latest_epoch(tmp_path):

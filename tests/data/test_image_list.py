@@ -1,4 +1,5 @@
 """Image lists: parsed at once against line by line, read, and checked for missing files."""
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from dolg.errors import UserError
 def _line_by_line(file: Path, num_classes: int | None):
     """Paths and labels, or what is wrong, by the plainest means."""
     paths, labels = [], []
-    for number, line in enumerate(open(file, encoding="utf-8"), 1):
+    for number, line in enumerate(open(file, encoding="utf-8-sig"), 1):
         line = line.strip()
         if not line:
             continue
-        path, _, label = line.rpartition(" ")
-        if not path or not label.removeprefix("-").isdecimal():
-            return f"line {number}: '{line[:100]}' is not 'path label', with a whole number"
+        found = re.fullmatch(r"(.*[^\s,;])\s*[ \t](-?\d+)", line, re.ASCII)
+        if not found:
+            return f"line {number}: {line[:100]!r} is not 'path label', with a whole number"
+        path, label = found.groups()
         if num_classes is None and int(label) < 0:
             return f"line {number}: label {label} is below 0"
         if num_classes is not None and not 0 <= int(label) < num_classes:
@@ -36,9 +38,9 @@ def _some_line(rng: np.random.Generator, bad: float) -> str:
     path = pick("a.jpg", "b c/d  e.jpg", "/abs/é.png", "-1", "7", "a\tb 3", "x" * 150,
                 "日本 語.webp")
     label = str(int(rng.integers(0, 10 ** int(rng.integers(1, 4)))))
-    line = path + pick(" ", " ", " ", "  ") + label
+    line = path + pick(" ", " ", "\t", "  ", " \t ") + label
     if rng.random() < bad:
-        line = pick(path.replace(" ", ""), path + " x3", path + " -3", label, path + "\t3",
+        line = pick(path.replace(" ", ""), path + " x3", path + " -3", label, path + "," + label, path + ", 3",
                     path + " 3.0", path + " --1", path + " -", path + " 1500", path + " 3x",
                     "-" + label)
     before, after = pick("", "", " ", "\t ", "\f"), pick("", "", " ", " \t", "   ")
@@ -55,7 +57,7 @@ def test_parsing_against_line_by_line(tmp_path, seed):
     if rng.random() < 0.5:
         text = text[:-1]
     file = tmp_path / "list.txt"
-    file.write_bytes(text.encode())
+    file.write_bytes((b"\xef\xbb\xbf" if seed % 5 == 0 else b"") + text.encode())
     for num_classes in (None, 1000):
         expected = _line_by_line(file, num_classes)
         if isinstance(expected, str):
@@ -90,7 +92,16 @@ def test_image_lists(tmp_path):
     (b"a.jpg 0\n\r\n\rb.jpg 9", "line 4: label 9 is outside"),
     (b"a.jpg 99999999999999999999999", "label 99999999999999999999999 is outside 0 .. 3"),
     (b"a.jpg 18446744073709551616", "label 18446744073709551616 is outside 0 .. 3"),
-    (b"\xff\xfe a.jpg 1", "is not a text file in UTF-8"),
+    ("a.jpg 1\n".encode("utf-16"), "seems to be in UTF-16, which Windows calls Unicode: save it as UTF-8"),
+    ("a.jpg 1\n".encode("utf-16-be"), "seems to be in UTF-16"),
+    (b"a.jpg 1\n\xe4.jpg 1", "not a text file in UTF-8: line 2 holds the byte 0xe4; save it as UTF-8"),
+    (b"a.jpg 1\nb\0.jpg 1", "line 2 holds the byte 0x00"),
+    (b"a.jpg\t1\nb.jpg,2", "line 2: 'b.jpg,2' is not 'path label', with a whole number as label; put a "
+                            "blank or a tab in the place of ','"),
+    (b"a.jpg; 1", "in the place of ';'"),
+    (b"a.jpg\t\t-1", r"label -1 is outside 0 .. 3 (MODEL.NUM_CLASSES is 4): 'a.jpg\t\t-1'"),
+    (b"a.jpg\tx", r"line 1: 'a.jpg\tx' is not"),
+    ("a.jpg\u00a01".encode(), r"line 1: 'a.jpg\xa01' is not"),
 ])
 def test_bad_image_lists(tmp_path, content, message):
     (tmp_path / "list.txt").write_bytes(content)

@@ -103,13 +103,13 @@ def test_making_shards_again_makes_those_that_lack(run_tool, packed, toy_images,
 
 
 def test_a_shard_is_written_whole_or_not_at_all(tmp_path):
-    (tmp_path / "list.txt").write_text("a.png 0\nabsent.jpg 0\nb.bmp 1\n")
-    for name in ("a.png", "b.bmp"):
+    (tmp_path / "list.txt").write_text("a.png 0\nabsent.jpg 0\nb.heic 1\n")
+    for name in ("a.png", "b.heic"):
         (tmp_path / name).write_bytes(b"x")
     images = read_image_list(tmp_path / "list.txt")
     with pytest.raises(ImageError, match="absent.jpg: No such file"):
         shards.write_shard(tmp_path / "out" / "a.tar", images, range(3))
-    with pytest.raises(UserError, match="b.bmp: a shard's images end in .jpg, .jpeg, .png, .webp"):
+    with pytest.raises(UserError, match="b.heic: a shard's images end in .jpg, .jpeg, .*, .avif"):
         shards.write_shard(tmp_path / "out" / "a.tar", images, [0, 2])
     assert not list((tmp_path / "out").iterdir())
 
@@ -121,12 +121,15 @@ def test_names_labels_and_other_members(tmp_path, form):
         "0.note.txt": b"no part of any image", "b/0.JPG": b"first", "b/0.cls": b" 5\n",
         f"{long}.webp": b"second", f"{long}.json": b'{"label": 7, "x": [1]}',
         "both ü.json": b'{"label": 1}', "both ü.cls": b"2",
-        "both ü.jpeg": b"third"}, format=form)
+        "both ü.jpeg": b"third",
+        "m.json": b'{"caption": "a bridge"}', "m.gif": b"fourth", "m.cls": b"3",    # metadata
+        "n.cls": b"4", "n.json": b"[" * 10_000, "n.jfif": b"fifth",
+        "of_the_shard.json": b'{"made": 2024}'}, format=form)
     images = open_images(tmp_path, "a.tar")
-    assert images.labels.tolist() == [5, 7, 2]
-    assert [images.read(i) for i in range(3)] == [b"first", b"second", b"third"]
-    assert [images.name(i) for i in range(3)] == [
-        f"{tmp_path}/a.tar:{name}" for name in ("b/0.JPG", f"{long}.webp", "both ü.jpeg")]
+    assert images.labels.tolist() == [5, 7, 2, 3, 4]
+    assert [images.read(i) for i in range(5)] == [b"first", b"second", b"third", b"fourth", b"fifth"]
+    assert [images.name(i) for i in range(5)] == [
+        f"{tmp_path}/a.tar:{name}" for name in ("b/0.JPG", f"{long}.webp", "both ü.jpeg", "m.gif", "n.jfif")]
 
 
 def test_shards_that_are_not_there(packed, tmp_path):
@@ -144,14 +147,15 @@ def test_labels_out_of_range(packed):
 
 @pytest.mark.parametrize("members, message", [
     ({"a.jpg": b"x"}, "has no label (cls or json) for a"),
-    ({"a.jpg": b"x", "a.cls": b"1", "b.cls": b"1"}, "has no image (jpg, jpeg, png, webp) for b"),
+    ({"a.jpg": b"x", "a.cls": b"1", "b.cls": b"1"}, "has no image (jpg, jpeg, "),
     ({"a.jpg": b"x", "a.cls": b"one"}, "has no label in a.cls: give a whole number"),
     ({"a.jpg": b"x", "a.cls": b"-1"}, "has no label in a.cls"),
     ({"a.jpg": b"x", "a.cls": b""}, "has no label in a.cls"),
     ({"a.jpg": b"x", "a.json": b"{"}, "has no label in a.json"),
     ({"a.jpg": b"x", "a.json": b"[1]"}, "has no label in a.json"),
     ({"a.jpg": b"x", "a.json": b'{"label": true}'}, "has no label in a.json"),
-    ({"a.jpg": b"x", "a.json": b'{"class": 1}'}, "has no label in a.json"),
+    ({"a.jpg": b"x", "a.json": b'{"class": 1}'},
+     'has no label in a.json: give a whole number, 0 or more as "label", or in a.cls'),
     ({"a.jpg": b"x", "a.png": b"x", "a.cls": b"1"}, "has two images of the name a"),
     ({"a.txt": b"x"}, "there is no image in"),
 ])

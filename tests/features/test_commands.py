@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dolg.config import load_cfg
+from dolg.features.builders import build_extractor
 from dolg.features.claims import Claims
 from dolg.features.store import FeatureStore
 from dolg.models import build_model
@@ -174,7 +175,7 @@ def test_estimate_writes_nothing(keys, run_tool, tmp_path):
     assert "disk    0.00 GB" in done.stdout and not (tmp_path / "out").exists()
 
 
-def test_whitening_after_and_at_extraction(store, keys, run_tool, tmp_path):
+def test_whitening_after_and_at_extraction(store, keys, run_tool, capsys, tmp_path):
     for name, options in (("w", ["--dim", "6"]), ("l", ["--local", "--turn", "--dim", "4"])):
         done = run_tool("tools/whiten.py", store, tmp_path / f"{name}.safetensors", *options)
         assert done.returncode == 0, done.stderr
@@ -186,6 +187,11 @@ def test_whitening_after_and_at_extraction(store, keys, run_tool, tmp_path):
                     "INFER.WHITENING", tmp_path / "w.safetensors", "INFER.LOCAL_WHITENING",
                     tmp_path / "l.safetensors")
     assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stdout
+    build_extractor(load_cfg(str(ROOT / CFG), [*map(str, keys), "INFER.SCALES", "[0.5]", "INFER.WHITENING",
+                                        str(tmp_path / "w.safetensors")]))
+    assert "w.safetensors was learned from descriptors that were made with different scales: " in (
+        capsys.readouterr().out)
     after, at_once = FeatureStore(tmp_path / "after"), FeatureStore(tmp_path / "photos")
     assert at_once.dim == after.dim == 6 and at_once.local_dim == after.local_dim == 4
     assert after.manifest["whitening"] == at_once.manifest["whitening"]
@@ -211,6 +217,20 @@ def test_stores_are_verified_turned_and_cut(store, run_tool, tmp_path):
         assert FeatureStore(tmp_path / name).names == ["03.jpg", "01.jpg"]
     done = run_tool("tools/store.py", "export", store, tmp_path / "f.doc", fresh=True)
     assert done.returncode == 1 and "ends in none of" in done.stderr
+
+
+def test_stores_of_two_sizes_and_damaged_names_are_refused(store, keys, run_tool, tmp_path):
+    extract = ["tools/infer.py", "--cfg", CFG, *keys, "INFER.OUT_DIR", tmp_path, "INFER.SIZE", "32", "INFER.LOCAL",
+               "False"]
+    assert run_tool(*extract).returncode == 0
+    done = run_tool("tools/search.py", "build", tmp_path / "index", store, tmp_path / "photos")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"{store} and {tmp_path}/photos were made with different INFER.SIZE: 0 and 32 (" in done.stderr
+    file = tmp_path / "photos" / "chunk-000003.safetensors"
+    file.write_bytes(file.read_bytes().replace(b"12.jpg", b"12.jpf"))
+    for command in ([*extract, "--check"], extract):
+        done = run_tool(*command)
+        assert done.returncode == 1 and f"{file} is damaged: its header is not as it was written" in done.stderr
 
 
 def test_local_features_need_attention(keys, run_tool, tmp_path):

@@ -32,9 +32,9 @@ def _lines(file) -> list[str]:
 def test_a_folder_per_class(tmp_path):
     for name, count in (("Big Ben", 5), ("arc", 3), ("x", 1)):
         for i in range(count):
-            _image(tmp_path / "from" / name / ("deep" if i else "") / f"{i} a.png")
+            _image(tmp_path / "from" / name / ("deep" if i else "") / f"{i} a.png", seed=10 * count + i)
     (tmp_path / "from" / "arc" / "notes.txt").write_text("no image")
-    prepared = prepare_folder(_work(tmp_path), 0.4, 0)
+    prepared = prepare_folder(_work(tmp_path), 0.4, 0, depth=1)
     folder = tmp_path / "data" / "mine"
     train, val = _lines(folder / "train_list.txt"), _lines(folder / "val_list.txt")
     expected = {f"images/{name}/{'deep/' if i else ''}{i} a.png {label}"
@@ -46,7 +46,7 @@ def test_a_folder_per_class(tmp_path):
     source = images_of(folder / "train_list.txt")
     assert all(source.path(i).is_file() for i in range(len(source)))
     _image(tmp_path / "from" / "loose.png")
-    with pytest.raises(UserError, match="loose.png is in no folder of its own"):
+    with pytest.raises(UserError, match=r"1 in no folder of its own \(loose.png\)"):
         prepare_folder(_work(tmp_path), 0.4, 0)
 
 

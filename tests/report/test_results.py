@@ -5,10 +5,11 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dolg.errors import UserError
-from dolg.features.store import StoreWriter
+from dolg.features.store import FeatureStore, StoreWriter
 from dolg.report.gathering import make_report
 from dolg.report.results import Method, load_evaluation, load_evaluations, named_results
 from dolg.report.sources import ImageFolders, open_ground_truth, open_stores
@@ -282,10 +283,14 @@ def rewritten(result, folder, **changes):
 
 
 def other_store(store, folder, **changes):
-    """A copy of a store whose manifest says something else."""
-    shutil.copytree(store, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+    """A copy of a store that says something else of how it was made."""
+    source = FeatureStore(store)
+    own = {key: value for key, value in source.manifest.items() if key not in
+           ("format", "version", "count", "dim", "chunk_size")}
+    writer = StoreWriter(folder, source.names, source.dim, source.chunk_size, {**own, **changes})
+    for chunk in range(writer.num_chunks):
+        failed = np.flatnonzero(source.chunk(chunk).status).tolist()
+        writer.write_chunk(chunk, source.chunk(chunk).descriptors, dict.fromkeys(failed, "no photo"))
     return folder
 
 

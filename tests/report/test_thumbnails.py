@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dolg.report import thumbnails
-from dolg.report.thumbnails import Wanted, find_image, make_thumbnail, make_thumbnails
+from dolg.report.thumbnails import Wanted, make_thumbnail, make_thumbnails
 
 
 def opened(thumbnail):
@@ -115,9 +115,3 @@ def test_more_than_eight_bits_are_not_cut_off(tmp_path, mode, levels):
     assert small.size == (200, 100)
     found = [small.getpixel((x, 50))[0] for x in (25, 75, 125, 175)]
     assert found == pytest.approx([0, 64, 128, 255], abs=3)
-
-
-def test_images_are_found_by_name(tmp_path):
-    assert find_image(tmp_path, "st.peter_1") == tmp_path / "st.peter_1.jpg"
-    assert find_image(tmp_path, "0/12.JPG") == tmp_path / "0/12.JPG"
-    assert find_image(tmp_path, "x.png") == tmp_path / "x.png"

@@ -34,12 +34,21 @@ def test_logs_that_cannot_be_used_are_refused(tmp_path):
         read_training(tmp_path)
     with pytest.raises(UserError, match="no figures of a whole epoch"):
         read_training(write(tmp_path, {"kind": "train", "step": 1, "loss": 2.0}))
-    (tmp_path / "log.jsonl").write_text('[1]\n{"kind": "train"}\n')
-    with pytest.raises(UserError, match="log.jsonl, line 1: it is no record"):
-        read_training(tmp_path)
-    (tmp_path / "log.jsonl").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(UserError, match="not text in UTF-8"):
-        read_training(tmp_path)
+    for content in (b'[1]\n{"kind": "train"}\n', b"\xff\xfe\n", b"[" * 100_000):
+        (tmp_path / "log.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match="no figures of a whole epoch; 1 of its lines hold no record"):
+            read_training(tmp_path)
+
+
+def test_torn_records_are_passed_over_with_a_word(tmp_path):
+    write(tmp_path, epoch("train", 1, loss=4.0), epoch("train", 3, loss=2.0))
+    whole = (tmp_path / "log.jsonl").read_bytes().splitlines()
+    torn = whole[0][:20] + whole[0]     # a full disk, and the next record on the same line
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join([whole[0], torn, b"\0\0\xff", b"", whole[1], b""]))
+    log = read_training(tmp_path)
+    assert log.figures == {"loss": {"train": [(1, 4.0), (3, 2.0)]}}
+    assert log.notes == [f"{tmp_path}/log.jsonl: 2 damaged line(s) without a record were passed over, the "
+                         "first line 2"]
 
 
 @pytest.mark.parametrize("losses", [

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 
 from dolg.errors import UserError
+from dolg.features.store import FeatureStore
 from dolg.rerank.images import ArrayImages, StoredImages, check_local
+from revisitop.evaluation import check_made_alike
 
 
 @pytest.fixture
@@ -47,6 +49,19 @@ def test_stores_of_different_kinds_are_refused(tables, write_store):
     descriptors, local = tables
     with pytest.raises(UserError, match="b has local features of 0 dimensions, .*a of 8"):
         StoredImages([write_store("a", descriptors, local), write_store("b", descriptors)])
+
+
+def test_local_features_of_other_settings_are_refused(tables, write_store):
+    """Which decide nothing where descriptors alone are compared."""
+    descriptors, local = tables
+    first = write_store("a", descriptors, local, local_whitening="x")
+    second = write_store("b", descriptors, local)
+    query, database = StoredImages([first]), StoredImages([second])
+    with pytest.raises(UserError, match="a and .*b were made with different local_whitening: x and none .*--across"):
+        check_local(query, database, "spatial")
+    check_made_alike([first, second])
+    check_local(StoredImages([FeatureStore(first.path, across=True)]), database, "spatial")
+    check_local(ArrayImages(descriptors, local), ArrayImages(descriptors, local), "spatial")
 
 
 def test_arrays_that_do_not_fit_are_refused(tables):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dolg.features.store import StoreWriter
 from revisitop import Store, StoreError, compute_map, evaluate_stores, load_ground_truth, split
 from revisitop.commands import write_json
 
@@ -164,7 +165,7 @@ class _Evil:
     (lambda toy: (toy["database"] / "chunk-000001.safetensors").write_bytes(b""),
      "cannot be read"),
     (lambda toy: (toy["database"] / "chunk-000001.safetensors").write_bytes(b"\xff" * 64),
-     "no safetensors file"),
+     "not a safetensors file"),
     (lambda toy: (toy["query"] / "manifest.json").write_text("{"), "is not JSON"),
     (lambda toy: shutil.rmtree(toy["query"]), "is not a feature store"),
     (lambda toy: _edit_manifest(toy["query"], weights_digest="a") or _edit_manifest(
@@ -221,7 +222,7 @@ def test_whitened_and_plain_are_not_compared(toy, make_store, tmp_path):
     white = Store(make_store(tmp_path / "w", store.names, _table(store), weights_digest="x",
                              whitening="pca"))
     plain = Store(make_store(tmp_path / "p", query.names, _table(query), weights_digest="x"))
-    with pytest.raises(StoreError, match="one was whitened, or each in another way"):
+    with pytest.raises(StoreError, match="different whitening: none and pca"):
         evaluate_stores(truth, plain, white)
     evaluate_stores(truth, query, white)        # this one names nothing: it is not known
 
@@ -241,3 +242,70 @@ def test_local_features_alone_have_no_scores(toy, make_store, tmp_path):
                        for part, names in (("q", truth.queries), ("d", truth.images)))
     with pytest.raises(StoreError, match="/q has local features alone, and no descriptors"):
         evaluate_stores(truth, query, database)
+
+
+def _faulty(tmp_path, make_store, failing=(), all_failed="", scale=1.0):
+    """A set of which queries `failing` failed, images 0 and 1 are zero, and distractors are `scale` long."""
+    rng = np.random.default_rng(3)
+    names = {"query": [f"query {i}" for i in range(5)], "database": [f"image {i}" for i in range(40)],
+             "far": [f"far {i}" for i in range(30)]}
+    paths = {}
+    for name, images in names.items():
+        table = rng.standard_normal((len(images), 8)).astype(np.float32)
+        table /= np.linalg.norm(table, axis=1, keepdims=True)
+        if name == "database":
+            table[:2] = 0
+        failed = range(len(images)) if name == all_failed else failing if name == "query" else ()
+        paths[name] = make_store(tmp_path / name, images, table * (scale if name == "far" else 1), 16,
+                                 dict.fromkeys(failed, "no photo"))
+    return paths
+
+
+def test_what_failed_or_is_not_of_unit_length_is_said(run_tool, make_store, make_ground_truth, tmp_path):
+    entries = [{"easy": [3], "hard": [4], "junk": []} for _ in range(5)]
+    gnd = make_ground_truth(tmp_path / "gnd_x.pkl", [f"image {i}" for i in range(40)],
+                            [f"query {i}" for i in range(5)], entries)
+    paths = _faulty(tmp_path, make_store, failing=(1, 2, 4), scale=2.5)
+    done = run_tool("revisitop/evaluate.py", "--gnd", gnd, "--query", paths["query"], "--database",
+                    paths["database"], "--distractors", paths["far"], "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stdout.splitlines() if line.startswith("NOTE: ")]
+    assert notes == [
+        "NOTE: 3 of 5 queries failed: their AP is 0, and is part of the means",
+        "NOTE: 2 of 40 database images that were looked at have a descriptor of zeros: its every score is 0",
+        "NOTE: 30 of 30 distractors that were looked at have a descriptor not of unit length (2.5 to 2.5): "
+        "scores are inner products, not cosine similarities"]
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert [result["protocols"]["medium"]["ap"][query] for query in (1, 2, 4)] == [0, 0, 0]
+    assert result["warnings"] == {"query": 0, "database": 0, "distractors": 0}
+    assert {name: [found[key] for key in ("checked", "zero", "other")]
+            for name, found in result["lengths"].items()} == {
+                "query": [2, 0, 0], "database": [40, 2, 0], "distractors": [30, 0, 30]}
+    assert result["lengths"]["distractors"]["longest"] == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("which, count", [("query", 5), ("database", 40), ("far", 30)])
+def test_stores_of_failures_alone_are_an_error(run_tool, make_store, make_ground_truth, tmp_path, which, count):
+    gnd = make_ground_truth(tmp_path / "gnd_x.pkl", [f"image {i}" for i in range(40)],
+                            [f"query {i}" for i in range(5)], [{"easy": [3], "hard": [], "junk": []}] * 5)
+    paths = _faulty(tmp_path, make_store, all_failed=which)
+    done = run_tool("revisitop/evaluate.py", "--gnd", gnd, "--query", paths["query"], "--database",
+                    paths["database"], "--distractors", paths["far"])
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: all {count} images of {paths[which]} failed, the first, ")
+
+
+def test_images_described_with_a_warning_are_counted(run_tool, toy, tmp_path):
+    """Such as those of files that are cut off."""
+    names = Store(toy["distractors"]).names
+    table = np.eye(8, dtype=np.float32)[np.arange(30) % 8]
+    writer = StoreWriter(tmp_path / "cut", names, 8, 16, {})
+    writer.write_chunk(0, table[:16], {0: "no photo"}, warnings={3: "the file is cut off"})
+    writer.write_chunk(1, table[16:], {}, warnings={0: "the file is cut off", 13: "the file is cut off"})
+    done = run_tool(*_evaluate(toy, "--distractors", tmp_path / "cut", "--json", tmp_path / "out.json"))
+    assert done.returncode == 0, done.stderr
+    assert "NOTE: 1 of 30 distractors failed: they are ahead of no image\n" in done.stdout
+    assert "NOTE: 3 of 30 distractors were described with a warning, such as those of files" in done.stdout
+    assert json.loads((tmp_path / "out.json").read_text())["warnings"]["distractors"] == 3
+    done = run_tool("tools/info.py", tmp_path / "cut")
+    assert f"  warnings     3 images:\n    {names[3]}: the file is cut off\n" in done.stdout

@@ -1,11 +1,14 @@
 """Ground truth: the published files, and files that must be refused."""
+import json
 import pickle
-from pathlib import Path
+from collections import OrderedDict, defaultdict, deque
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
+import torch
 
-from revisitop import GroundTruthError, load_ground_truth
+from revisitop import GroundTruthError, Store, evaluate_stores, load_ground_truth
 
 
 @pytest.mark.parametrize("name, images, no_easy, no_junk", [
@@ -38,7 +41,8 @@ GOOD = {"bbx": None, "easy": [0], "hard": [], "junk": [1]}
     ({**GOOD, "hard": [0]}, "labels image 0 more than once"),
     ({**GOOD, "bbx": [1, 2, 3]}, "not four finite numbers"),
     ({**GOOD, "bbx": [1, 2, 3, float("nan")]}, "not four finite numbers"),
-    ({"easy": [0], "hard": []}, "has no junk"),
+    ({"easy": [0], "junk": []}, "has no hard (labels are easy and hard, or ok, and perhaps junk; found: 'easy', 'junk')"),
+    ({"bbx": None}, "has no ok"),
     ([0], "a list as its entry"),
 ])
 def test_a_bad_entry_names_its_query(make_ground_truth, tmp_path, entry, message):
@@ -93,6 +97,46 @@ def test_arrays_and_every_pickle_protocol(tmp_path, protocol):
     assert truth.images == ["a", "b", "c"] and truth.boxes == [(1.5, 2.0, 3.0, 4.0)]
     assert {kind: v.tolist() for kind, v in truth.labels[0].items()} == {
         "easy": [0, 2], "hard": [1], "junk": []}
+
+
+PLAIN = {"imlist": [f"image {i}" for i in range(40)], "qimlist": [f"query {i}" for i in range(5)]}
+
+
+@pytest.mark.parametrize("change", [
+    lambda entry: {kind: entry[kind] for kind in ("easy", "hard")},
+    lambda entry: {"ok": entry["easy"]},
+    lambda entry: {"bbx": None, b"easy": set(entry["easy"]), b"hard": frozenset(entry["hard"])},
+    lambda entry: OrderedDict(easy=deque(entry["easy"]), hard=torch.tensor(entry["hard"], dtype=torch.int64)),
+], ids=["no junk", "ok alone", "sets", "collections"])
+@pytest.mark.parametrize("names", [list, lambda names: [name.encode() for name in names],
+                                   lambda names: tuple(map(PurePosixPath, names))], ids=["text", "bytes", "paths"])
+def test_what_people_pickle(toy, change, names):
+    """The same metrics as of lists and text, with empty junk."""
+    entries = pickle.loads(toy["gnd"].read_bytes())["gnd"]
+    changed = [change(entry) for entry in entries]
+    plain = [{"ok": entry["easy"], "junk": []} if "ok" in new else {**entry, "junk": []}
+             for entry, new in zip(entries, changed)]
+    for gnd, content in ((toy["gnd"], {**PLAIN, "gnd": plain}), (toy["gnd"].with_name("gnd_other.pkl"), {
+            **{key: names(value) for key, value in PLAIN.items()}, "gnd": np.array(changed, object)})):
+        gnd.write_bytes(pickle.dumps(content))
+    results = [evaluate_stores(load_ground_truth(gnd), Store(toy["query"]), Store(toy["database"]), [])["protocols"]
+               for gnd in (toy["gnd"], toy["gnd"].with_name("gnd_other.pkl"))]
+    assert results[0] == results[1]
+
+
+def test_no_junk_through_the_command_line(run_tool, make_store, toy, tmp_path):
+    """Worked by hand: the two positives are 1st and 3rd of 40 images."""
+    names = ["a", "b", "c"]
+    axes = np.float32([[1, 0], [0.8, 0.6], [0.6, 0.8]])
+    toy["gnd"].write_bytes(pickle.dumps(defaultdict(dict, {
+        b"imlist": [b"a", Path("b"), "c"], "qimlist": ("q",), "gnd": [OrderedDict(ok={0, 2})]})))
+    stores = [make_store(tmp_path / "q", ["q"], axes[:1]), make_store(tmp_path / "d", names, axes)]
+    done = run_tool("revisitop/evaluate.py", "--gnd", toy["gnd"], "--query", stores[0], "--database", stores[1],
+                    "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    # Trapezoids: (1 + 1) / 2 / 2, and (1/2 + 2/3) / 2 / 2
+    assert json.loads((tmp_path / "out.json").read_text())["protocols"]["plain"]["mAP"] == pytest.approx(
+        0.5 + 7 / 24)
 
 
 def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dolg.errors import UserError
-from dolg.features.labelled import check_same_weights, labelled_store
+from dolg.features.labelled import labelled_store
 from dolg.features.store import FeatureStore, StoreWriter
 from dolg.search import classes, exact
 from dolg.search.classes import (
@@ -358,9 +358,6 @@ def test_the_labels_must_be_those_of_the_store(stores, tmp_path):
     writer.write_chunk(0, np.array([[1, np.nan]]), {})      # not marked as failed
     with pytest.raises(StoreError, match="not finite, but the image is not marked"):
         labelled(tmp_path / "broken", "b.jpg 4")
-    write_store(tmp_path / "other", ["b.jpg"], table[:1], weights="b" * 64)
-    with pytest.raises(UserError, match=r"different weights \(aaaaaaaaaaaa and bbbbbbbbbbbb\)"):
-        check_same_weights(FeatureStore(folder / "query"), FeatureStore(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("mistake, message", [

@@ -117,7 +117,7 @@ def test_users_mistakes_are_named(tables, make_store, tmp_path):
 
 @pytest.mark.parametrize("message, width, more", [
     ("of 6 dimensions", 7, {}), ("different weights", 6, {"weights_digest": "xyz"}),
-    ("one was whitened", 6, {"whitening": {"digest": "xyz"}})])
+    ("different whitening", 6, {"whitening": {"digest": "xyz"}})])
 def test_stores_of_other_models_are_refused(make_store, tmp_path, message, width, more):
     query = make_store("query", np.ones((4, width), np.float32), provenance=more)
     database = make_store("database", np.ones((9, 6), np.float32))

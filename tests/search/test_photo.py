@@ -250,7 +250,10 @@ def test_a_database_that_is_none_or_anothers(toy, run_tool, tmp_path):
                            "tools/infer.py made\n")
     done = run_tool(*given, "--index", toy / "index", *MODEL, "INFER.SCALES", "[1.0]")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(f"error: {toy}/store was made with another scales than this model's")
+    assert f"this model and {toy}/store were made with different scales: [1.0] and [0.5, 0.7071, 1.0]" in done.stderr
+    done = run_tool(*given, "--index", toy / "index", "--across", "-o", tmp_path / "r.jpg", *MODEL, "INFER.SCALES",
+                    "[1.0]")
+    assert done.returncode == 0 and (tmp_path / "r.jpg").exists(), done.stderr
 
 
 def test_the_real_photographs_find_their_own(shared, monkeypatch, capsys, tmp_path):

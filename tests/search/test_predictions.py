@@ -202,7 +202,7 @@ def test_mistakes_on_the_command_line(world, run_tool, tmp_path):
     for database, more, message in (
             (other, (), "were made with different weights"),
             (wide, (), "of 9 dimensions"),
-            (white, (), "one was whitened"),
+            (white, (), "different whitening"),
             (tmp_path, (), "is not a feature store"),
             (first, ("--depth", 0), "k is 0"),
             (first, ("--output", tmp_path), "it is a folder")):

@@ -178,7 +178,7 @@ def test_settings_are_checked_before_the_search(world, method, settings, message
 
 @pytest.mark.parametrize("message, width, more", [
     ("of 6 dimensions", 6, {}), ("different weights", 5, {"weights_digest": "xyz"}),
-    ("one was whitened", 5, {"whitening": {"digest": "xyz"}})])
+    ("different whitening", 5, {"whitening": {"digest": "xyz"}})])
 def test_stores_of_other_models_are_refused(world, make_store, message, width, more, tmp_path):
     query, *parts = world["stores"]
     other = make_store("other", np.ones((4, width), np.float32), provenance=more)

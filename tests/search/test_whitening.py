@@ -104,3 +104,18 @@ def test_mistakes_and_files(table, tmp_path):
     (tmp_path / "no").write_text("no")
     with pytest.raises(UserError, match="is no whitening"):
         Whitening.load(tmp_path / "no", 9)
+
+
+def test_what_was_learned_from_other_descriptors_is_refused(run_tool, make_store, table, tmp_path):
+    for name, scales in (("learned", [1.0]), ("alike", [1.0]), ("other", [0.5])):
+        make_store(name, table, 100, provenance={"scales": scales})
+    file = tmp_path / "w.safetensors"
+    assert run_tool("tools/whiten.py", tmp_path / "learned", file).returncode == 0
+    done = run_tool("tools/whiten.py", tmp_path / "other", tmp_path / "new", "--apply", file)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and not (tmp_path / "new").exists()
+    assert f"{file} was learned from descriptors that were made with different scales: [1.0] and [0.5]" in done.stderr
+    for name, more in (("alike", ()), ("other", ("--across",))):
+        done = run_tool("tools/whiten.py", tmp_path / name, tmp_path / f"{name} white", "--apply", file, *more)
+        assert done.returncode == 0, done.stderr
+    pca_whitening([table]).save(file)       # as it was written before: nothing is known
+    assert run_tool("tools/whiten.py", tmp_path / "other", tmp_path / "old", "--apply", file).returncode == 0
