@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from revisitop.printing import guard_output, one_line
+
 # A list of numbers, as JSON is indented; no text has a line break
 _LIST = re.compile(r"\[\n[-+\d.eE,\s]*(?:null[-+\d.eE,\s]*)*\]")
 
@@ -71,10 +73,9 @@ def _in_one_line(numbers: re.Match) -> str:
 
 def run(main: Callable[[], None], *mistakes: type[Exception]) -> None:
     """Call `main`; after a user's mistake say it in one line, and leave with status 1."""
-    # Names of files and queries need not be text
-    sys.stdout.reconfigure(errors="backslashreplace")
+    guard_output()
     try:
         main()
     except (UsageError, OSError, *mistakes) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)

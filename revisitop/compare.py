@@ -16,6 +16,7 @@ if __name__ == "__main__" and not __package__:
 from revisitop.commands import Parser, UsageError, run, show  # noqa: E402
 from revisitop.comparison import LEVEL, Comparison, compare_aps, points  # noqa: E402
 from revisitop.names import find_names  # noqa: E402
+from revisitop.printing import one_line  # noqa: E402
 from revisitop.record import (  # noqa: E402
     ResultError, check_comparable, differences, load_result, map_heading, title,
 )
@@ -131,7 +132,7 @@ def format_pair(pair: Pair, protocol: str) -> str:
         f"  {comparison.sentence(f'mAP {protocol.capitalize()}')}",
         f"  {comparison.wins} wins, {comparison.losses} losses, {comparison.ties} ties",
         *(f"  largest {kind}: " + ", ".join(
-            f"{points(change)} {pair.queries[query]} ({pair.indexes[query]})"
+            f"{points(change)} {one_line(pair.queries[query])} ({pair.indexes[query]})"
             for query, change in found)
           for kind, sign in (("wins", 1), ("losses", -1))
           if (found := comparison.largest(_LISTED, sign)))])

@@ -180,9 +180,9 @@ def _name_as_solution(predictions: dict[str, dict], solution: Solution, path: st
                       for image in images})
     found = find_names(listed, correct)
     if listed and correct and (found < 0).all():
-        raise TableError(f"none of the {len(listed)} index images that {path} lists, such as {min(listed)!r}, "
-                         f"is among the {len(correct)} correct ones of the solution, such as {correct[0]!r}: "
-                         "list them by the solution's ids")
+        raise TableError(f"none of the {len(listed)} index images that {path} lists, such as "
+                         f"{min(listed)!r}, is among the {len(correct)} correct ones of the solution, such "
+                         f"as {correct[0]!r}: list them by the solution's ids")
     id_of = {image: correct[row] for image, row in zip(listed, found.tolist())
              if row >= 0 and image != correct[row]}
     if not id_of:

@@ -10,6 +10,7 @@ from dolg.config import load_cfg
 from dolg.core.memory import keep_freed_memory
 from dolg.data.decode import ImageError
 from dolg.errors import UserError
+from revisitop.printing import guard_output, one_line
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -43,12 +44,11 @@ def config_from_args(description: str):
 def run(main: Callable[[], None]) -> None:
     """Call `main` and leave with status 0; after a user's mistake, say it and leave with 1."""
     keep_freed_memory()
-    # Names of files need not be text
-    sys.stdout.reconfigure(errors="backslashreplace")
+    guard_output()
     try:
         main()
     except (UserError, ImageError, OSError) as error:       # OSError: a full disk, no permission
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
     except ChildFailedError:
         sys.exit(1)     # the worker has said what happened

@@ -8,12 +8,13 @@ from tqdm import tqdm
 
 from dolg.core.distributed import is_main
 from dolg.files import append_record
+from revisitop.printing import one_line
 
 
 def say(message: str) -> None:
     """One line on the console, from the main process only, clear of any progress bar."""
     if is_main():
-        tqdm.write(message, file=sys.stdout)
+        tqdm.write(one_line(message), file=sys.stdout)
         sys.stdout.flush()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dolg.errors import UserError
 from dolg.features.claims import read_holder
+from revisitop.printing import one_line
 from revisitop.settings import settings_digest
 from revisitop.stores import Chunk, StoreError, chunk_name, present_chunks, read_manifest
 
@@ -44,7 +45,7 @@ def describe_store(path: Path) -> str:
                              "local_dtype")]
     lines += [f"  {worker}" for worker in _workers(path / ".claims")]
     lines += _listed("failed", failed) + (_listed("warnings", warned) if warned else [])
-    return "\n".join(lines + [f"  damaged      {problem}" for problem in damaged])
+    return "\n".join(map(one_line, lines + [f"  damaged      {problem}" for problem in damaged]))
 
 
 def _digest(path: Path, manifest: dict, present: list[int]) -> str:

@@ -128,7 +128,8 @@ def rerank(cfg, chains: Sequence[Sequence[str]] = (), across: bool = False) -> d
             write_json(run.folder / f"{name}.json", result, run.files(lists[name]))
         table = format_table(results)
         write_atomically(run.folder / "table.md", table + "\n")
-        say("\n".join([table, *notes(results[before])]))
+        for line in [*table.splitlines(), *notes(results[before])]:
+            say(line)
         say(f"results: {run.folder}/*.json; are the differences real? "
             f"python revisitop/compare.py {run.folder}/FIRST.json {run.folder}/SECOND.json")
     if is_main():

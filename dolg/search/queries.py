@@ -13,6 +13,7 @@ from dolg.features.store import FeatureStore
 from dolg.files import write_atomically
 from dolg.search.indexes import Index, merge_results
 from revisitop.evaluation import check_made_alike
+from revisitop.printing import write_data
 from revisitop.stores import StoreError
 
 
@@ -111,4 +112,4 @@ def show_results(results: Results, output: Path | None) -> None:
         write_atomically(output, results.csv().encode(errors="surrogateescape"))
         print(f"{output}: {len(results.queries)} queries")
     else:
-        print(results.csv(), end="")
+        write_data(results.csv())

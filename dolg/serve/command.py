@@ -6,6 +6,7 @@ from dolg.errors import UserError
 from dolg.serve.arguments import without_keys
 from dolg.serve.finder import Found, open_finder
 from dolg.serve.sheet import MOST_DRAWN, kind_of_picture, write_sheet
+from revisitop.printing import one_line
 
 _BEHIND = "not reranked, with the scores of the search:"
 
@@ -36,7 +37,7 @@ def as_table(found: Found) -> str:
     those that were not reranked, whose scores stand on another scale."""
     heading = ["place", "score", *(["before"] if found.reranker else []), "image"]
     rows = [[f"{result.place}", f"{result.score:.4f}", *([f"{result.found_at}"] if found.reranker else []),
-             result.name] for result in found.results]
+             one_line(result.name)] for result in found.results]
     widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(len(heading) - 1)]
     lines = ["  ".join([*(f"{cell:>{width}}" for cell, width in zip(row, widths)), row[-1]])
              for row in (heading, *rows)]

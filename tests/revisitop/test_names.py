@@ -28,8 +28,8 @@ def test_names_by_hand(wanted, names, found):
 
 
 def test_endings():
-    for name, stem in (("a.jpg", "a"), ("a.b.JPEG", "a.b"), ("a.jpg.jpg", "a.jpg"), ("a.b", "a.b"), (".png", ".png"),
-                       ("d.jpg/a", "d.jpg/a")):
+    for name, stem in (("a.jpg", "a"), ("a.b.JPEG", "a.b"), ("a.jpg.jpg", "a.jpg"), ("a.b", "a.b"),
+                       (".png", ".png"), ("d.jpg/a", "d.jpg/a")):
         assert without_ending(name) == stem
 
 
@@ -65,10 +65,11 @@ def test_names_that_differ_in_their_endings_alone(run_tool, named, make_store, t
     made = named("", ".jpg")
     names = ["im0.jpg", "im0.png", "im2.jpg", "im3.jpg", "im4.jpg", "im5.jpg"]
     twice = make_store(tmp_path / "twice", names, TABLE)
-    done = run_tool("revisitop/evaluate.py", "--gnd", made["gnd"], "--query", made["query"], "--database", twice)
+    done = run_tool("revisitop/evaluate.py", "--gnd", made["gnd"], "--query", made["query"], "--database",
+                    twice)
     assert done.returncode == 1
-    assert done.stderr == (f"error: store {twice} lacks 2 of the 6 database images that the ground truth names: "
-                           "'im0', 'im1'; it has 'im0.jpg', 'im0.png'\n")
+    assert done.stderr == (f"error: store {twice} lacks 2 of the 6 database images that the ground truth "
+                           "names: 'im0', 'im1'; it has 'im0.jpg', 'im0.png'\n")
 
 
 def test_subsets_by_bare_names(run_tool, named, tmp_path):
@@ -87,11 +88,11 @@ def test_subsets_by_bare_names(run_tool, named, tmp_path):
 
 
 def test_rankings_and_their_comparison(run_tool, named, tmp_path):
-    """tools/expand.py evaluates what it makes; a list and a result may have other endings than the stores."""
+    """tools/expand.py evaluates what it makes; a result may have other endings than the next."""
     made = named(".jpg", "")
     stores = ["--query", made["query"], "--database", made["database"]]
-    done = run_tool("tools/expand.py", "kreciprocal", *stores, "--gnd", made["gnd"], "--json", tmp_path / "k.json",
-                    "--output", tmp_path / "k.npz")
+    done = run_tool("tools/expand.py", "kreciprocal", *stores, "--gnd", made["gnd"],
+                    "--json", tmp_path / "k.json", "--output", tmp_path / "k.npz")
     assert done.returncode == 0, done.stderr
     done = run_tool("revisitop/evaluate.py", "--gnd", made["gnd"], *stores, "--json", tmp_path / "plain.json")
     assert done.returncode == 0, done.stderr
@@ -100,17 +101,19 @@ def test_rankings_and_their_comparison(run_tool, named, tmp_path):
     for figures in result["protocols"].values():
         figures["ap"], figures["ranks"] = figures["ap"][::-1], figures["ranks"][::-1]
     (tmp_path / "turned.json").write_text(json.dumps(result))
-    done = run_tool("revisitop/compare.py", tmp_path / "plain.json", tmp_path / "turned.json", "--protocol", "easy",
-                    "--across")
+    done = run_tool("revisitop/compare.py", tmp_path / "plain.json", tmp_path / "turned.json",
+                    "--protocol", "easy", "--across")
     assert done.returncode == 0, done.stderr
     assert "0 wins, 0 losses, 2 ties" in done.stdout
 
 
 def test_pickled_features(run_tool, named, tmp_path):
     made = named(".jpg", "")
-    features = {**{f"q{i}": row for i, row in enumerate(QUERIES)}, **{f"im{i}": row for i, row in enumerate(TABLE)}}
-    (tmp_path / "fea.pickle").write_bytes(pickle.dumps(features))
-    done = run_tool("revisitop/example_evaluate.py", "--gnd", made["gnd"], "--features", tmp_path / "fea.pickle")
+    features = {f"{kind}{i}": row for kind, table in (("q", QUERIES), ("im", TABLE))
+                for i, row in enumerate(table)}
+    file = tmp_path / "fea.pickle"
+    file.write_bytes(pickle.dumps(features))
+    done = run_tool("revisitop/example_evaluate.py", "--gnd", made["gnd"], "--features", file)
     assert done.returncode == 0, done.stderr
     assert f"mAP E: {round(100 * MAP, 2)}" in done.stdout
 
@@ -119,22 +122,24 @@ def test_pickled_features(run_tool, named, tmp_path):
 def test_predictions_of_landmarks_with_endings(run_tool, tmp_path, ending):
     solution, predictions, out = (tmp_path / name for name in ("s.csv", "p.csv", "out.json"))
     solution.write_text("id,images,Usage\nt1,a b,Public\nt2,a,Private\nt3,None,Ignored\n")
-    predictions.write_text(f"id,images\nt1{ending},b{ending} x{ending} a{ending}\nt2{ending},x{ending} a{ending}\n"
-                           f"t3{ending},a{ending}\n")
+    predictions.write_text(f"id,images\nt1{ending},b{ending} x{ending} a{ending}\n"
+                           f"t2{ending},x{ending} a{ending}\nt3{ending},a{ending}\n")
     command = ["revisitop/gldv2.py", "retrieval", "--solution", solution, "--predictions", predictions]
     done = run_tool(*command, "--json", out)
     assert done.returncode == 0, done.stderr
     # (1/1 + 2/3) / 2, and (1/2) / 1
     assert [json.loads(out.read_text())["subsets"][name]["mAP@100"] for name in ("Public", "Private")] == \
         pytest.approx([5 / 6, 1 / 2])
-    assert done.stdout.splitlines()[-1] == ("note: 2 index images were taken for the solution's without the endings "
-                                            f"of their files, such as 'a{ending}' for 'a'")
+    assert done.stdout.splitlines()[-1] == (
+        "note: 2 index images were taken for the solution's without the endings of their files, such as "
+        f"'a{ending}' for 'a'")
     predictions.write_text("id,images\nt1,index/0/b.jpg index/0/x.jpg\n")
     done = run_tool(*command)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (f"error: none of the 2 index images that {predictions} lists, such as 'index/0/b.jpg', is "
-                           "among the 2 correct ones of the solution, such as 'a': list them by the solution's "
-                           "ids\n")
+    assert done.stderr == (f"error: none of the 2 index images that {predictions} lists, such as "
+                           "'index/0/b.jpg', is among the 2 correct ones of the solution, such as 'a': list "
+                           "them by the solution's ids\n")
     predictions.write_text("id,images\ntest 1,a\n")
     done = run_tool(*command)
-    assert done.returncode == 1 and "line 2: 'test 1' is no test image of the solution, which has 't" in done.stderr
+    assert done.returncode == 1
+    assert "line 2: 'test 1' is no test image of the solution, which has 't" in done.stderr

@@ -300,3 +300,16 @@ def test_real_photographs_compressed(shared, tmp_path, kind, points):
     for protocol, value in exact["mAP"].items():
         assert compressed["mAP"][protocol] == pytest.approx(value, abs=points / 100)
     assert exact["mAP"]["medium"] > 0.5 and compressed["bytes"] < exact["bytes"] / 1.9
+
+
+def test_a_faiss_that_maps_no_index(stores, flat, run_tool, tmp_path):
+    """faiss before 1.11 has not the flag for it, and reads indexes whole."""
+    (tmp_path / "faiss").mkdir()
+    (tmp_path / "faiss" / "__init__.py").write_text(
+        f"import sys\nsys.path.remove({str(tmp_path)!r})\ndel sys.modules['faiss']\nimport faiss\n"
+        "del faiss.IO_FLAG_MMAP_IFC\n")
+    command = ["tools/search.py", "query", flat, "--query", stores["query"].path, "--top", 5]
+    older = run_tool(*command, env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"}, fresh=True)
+    assert older.returncode == 0, older.stderr
+    assert older.stdout == run_tool(*command, env={"OMP_NUM_THREADS": "1"}).stdout
+    assert len(older.stdout.splitlines()) == 1 + 5 * 29

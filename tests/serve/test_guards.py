@@ -17,7 +17,8 @@ STRANGE = ["", "evil.example", "evil.example:8000", "127.0.0.1.evil.example", "l
            "169.254.169.254", "10.0.0.7", "2130706433", "localhost\x00", "localhost?x", "localhost#x",
            "[::ffff:10.0.0.7]", "localhost..", ".localhost", ".", "evil.example.",
            "[::1].evil.example", "[::1]evil.example:80", "[::1]:80.evil.example", "x[::1]", "[127.0.0.1]",
-           "[[::1]]", "[::1%lo]", "::1", "localhost:80:80", "localhost:65536", "localhost:", "localhost:\u0661",
+           "[[::1]]", "[::1%lo]", "::1",
+           "localhost:80:80", "localhost:65536", "localhost:", "localhost:\u0661",
            "localhost,evil.example", " localhost", "localhost\n", "127.1", "0x7f000001", "a:b@localhost"]
 
 
