@@ -76,7 +76,10 @@ def test_a_checkpoint_without_its_digest_is_judged_by_its_records(tmp_path, caps
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1:])
         if is_whole(path):
             torch.testing.assert_close(torch.load(path, weights_only=True), _state(0), rtol=0, atol=0)
-    for part in (b"", whole[:-1], whole[:len(whole) // 2], whole + b"\0", b"\0" * 100):
+    record = whole.rfind(b"PK\x01\x02", 0, whole.rfind(b"data/0"))
+    folder = bytearray(whole)
+    folder[record + 38] = 0x10      # the record of the weights is marked as a folder
+    for part in (folder, b"", whole[:-1], whole[:len(whole) // 2], whole + b"\0", b"\0" * 100):
         path.write_bytes(part)
         assert not is_whole(path)
 
