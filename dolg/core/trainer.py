@@ -150,7 +150,7 @@ class Trainer:
             for step, batch in enumerate(batches, first + 1):
                 yield batch
         except READ_ERRORS as error:
-            # (What is raised where a batch is used does not come here)
+            # Errors of the step itself are raised in the caller's loop, not here
             advice = ""
             if isinstance(error, ImageError) and not error.passing:
                 from_main(lambda: self._write_bad({self.task.index_of(error.path): error.reason}))
@@ -244,7 +244,7 @@ class Trainer:
     def _evaluate(self, done: int, log: RunLog) -> str:
         """Evaluate the checkpoint after `done` epochs; why that failed, or nothing.
 
-        A failed evaluation is recorded, and training goes on: nobody would repeat an epoch for it.
+        A failed evaluation is said and logged, and training goes on: its epoch is worth more.
         """
         if self.saver:
             self.saver.wait()   # no process forks its data workers while another thread writes
@@ -259,7 +259,7 @@ class Trainer:
         best = self.validation.record(figures, self.saver.best) if self.saver else None
         if best:
             self.saver.mark_best(Position(done), best)
-        # After that: a run that is killed before it evaluates again
+        # Logged last: a run that is killed in between evaluates again
         self._log(log, "test_epoch", position, figures)
         say(f"  evaluation: {in_words(figures)}")
         return ""
