@@ -244,7 +244,7 @@ _C.TRAIN.COMPILE = False
 _C.TRAIN.EMA = 0.0
 # TEST.METRIC on TEST.SPLIT every so many epochs, if TEST.DATASET is set
 _C.TRAIN.EVAL_PERIOD = 1
-# Write a checkpoint every so many epochs (and after the last)
+# Write a checkpoint every so many epochs (and before each evaluation, and after the last)
 _C.TRAIN.CHECKPOINT_PERIOD = 1
 # Write one within an epoch as well, so many minutes after the last; 0: never
 _C.TRAIN.CHECKPOINT_MINUTES = 30.0

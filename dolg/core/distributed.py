@@ -136,6 +136,13 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
+def _handle_stops(handler: Callable) -> dict:
+    """Let `handler` have the STOP_SIGNALS that this process does not ignore (as a shell's background
+    does with Ctrl-C); their handlers before."""
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN}
+
+
 class StopRequest:
     """`asked` names the signal of STOP_SIGNALS that came since this was entered, or is empty.
 
@@ -146,8 +153,7 @@ class StopRequest:
     asked = ""
 
     def __enter__(self) -> "StopRequest":
-        taken = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._note) for number in taken}
+        self._before = _handle_stops(self._note)
         return self
 
     def __exit__(self, *_) -> None:
@@ -271,7 +277,7 @@ def _launch_elastic(folder: Path, join: Callable, job: Callable, processes: int,
             raise KeyboardInterrupt
 
     mistake = folder / "mistake"
-    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    before = _handle_stops(pass_on)
     try:
         elastic_launch(config, _run_process)(folder, join, job, args)
     except ChildFailedError:

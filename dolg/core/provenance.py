@@ -127,10 +127,10 @@ def _check_weights(cfg, before: object) -> None:
     digests = before.get("sha256"), now["sha256"]
     if (digests[0] == digests[1]) if None not in digests else before.get("file") == now["file"]:
         return
-    what = f"'{now['file']}' now" if now["file"] != before.get("file") else "a file of other contents now"
-    raise UserError(f"the run in {cfg.OUT_DIR} began from TRAIN.WEIGHTS '{before.get('file')}', and is asked to "
-                    f"go on with {what}, which would not be loaded: leave TRAIN.WEIGHTS empty or as it was, or "
-                    "give another OUT_DIR to start from these weights")
+    what = f"'{now['file']}' now" if now["file"] != before.get("file") else "other contents now"
+    raise UserError(f"the run in {cfg.OUT_DIR} began from TRAIN.WEIGHTS '{before.get('file')}', which names "
+                    f"{what}: a run that goes on does not load it. Leave TRAIN.WEIGHTS empty or as it was, "
+                    "or give another OUT_DIR to start from these weights")
 
 
 def _check_contents(cfg, images: Images, before: object) -> None:
@@ -141,9 +141,9 @@ def _check_contents(cfg, images: Images, before: object) -> None:
     changed = [name for name in both if before[name] != now[name]]
     if changed:
         names = ", ".join(changed[:_NAMED]) + (", ..." if len(changed) > _NAMED else "")
-        raise UserError(f"{len(changed)} of the {len(both)} training images looked at have other contents than "
-                        f"when the run in {cfg.OUT_DIR} began: {names}. Give another OUT_DIR, or the images as "
-                        "they were")
+        raise UserError(f"{len(changed)} of the {len(both)} training images looked at have other contents "
+                        f"than when the run in {cfg.OUT_DIR} began: {names}. Give another OUT_DIR, or the "
+                        "images as they were")
 
 
 def _weights(cfg) -> dict:

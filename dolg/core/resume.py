@@ -43,9 +43,9 @@ def check_epochs(cfg, before: str, position: Position) -> None:
     the configuration `before`, on which the learning rate depends."""
     now, then = cfg.OPTIM.MAX_EPOCH, yaml.safe_load(before)["OPTIM"]["MAX_EPOCH"]
     if position > (now, 0):
-        raise UserError(f"the run in {cfg.OUT_DIR} has {position} done, more than OPTIM.MAX_EPOCH {now}: give at "
-                        "least as many epochs as are done, or another OUT_DIR (an earlier checkpoint is used by "
-                        "naming it in TEST.WEIGHTS)")
+        raise UserError(f"the run in {cfg.OUT_DIR} has {position} done, more than OPTIM.MAX_EPOCH {now}: "
+                        "give at least as many epochs, or another OUT_DIR (TEST.WEIGHTS may name an earlier "
+                        "checkpoint)")
     if now != then:
         say(f"OPTIM.MAX_EPOCH was {then}, is {now}: the learning rate follows the new end from here on")
 

@@ -29,7 +29,7 @@ from dolg.search.collection import store_digest
 from dolg.search.neighbours import read_neighbours
 from revisitop.stores import StoreError
 
-# A loss of pairs learns little where fewer images than this fraction have another of their class in their batch
+# A loss of pairs learns little where a smaller fraction of images has another of its class in its batch
 _FEW_POSITIVES = 0.1
 _STEPS_LOOKED_AT = 1000
 
@@ -173,7 +173,9 @@ def build_task(cfg, device: torch.device) -> Task:
 def _open_images(cfg, num_classes: int | None = None):
     if not cfg.TRAIN.DATASET:
         raise UserError(f"TRAIN.DATASET is empty: name a folder under DATA_DIR {cfg.DATA_DIR}")
-    images = open_checked(cfg, cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT, num_classes)
+    # Missing images are replaced as others that cannot be read are
+    check = "none" if cfg.DATA_LOADER.ON_ERROR == "skip" else cfg.DATA_LOADER.CHECK
+    images = open_checked(cfg, cfg.TRAIN.DATASET, cfg.TRAIN.SPLIT, num_classes, check)
     if len(images) < cfg.TRAIN.BATCH_SIZE:
         raise UserError(f"TRAIN.SPLIT has {len(images)} images, fewer than "
                         f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE}")
@@ -206,8 +208,8 @@ def _check_pairs(cfg, labels: np.ndarray, loss: nn.Module) -> None:
     if per_class:
         return
     if np.bincount(labels).max() < 2:
-        raise UserError(f"{cause}, and no class of {cfg.TRAIN.SPLIT} has two images: give other labels, another "
-                        "loss, or TRAIN.IMAGES_PER_CLASS 2, which shows each image twice")
+        raise UserError(f"{cause}, and no class of {cfg.TRAIN.SPLIT} has two images: give other labels, "
+                        "another loss, or TRAIN.IMAGES_PER_CLASS 2, which shows each image twice")
     fraction = _with_positives(cfg, labels, together)
     if fraction < _FEW_POSITIVES:
         say(f"WARNING: {cause}, and only {fraction:.1%} of the images have another of their class in their "

@@ -138,8 +138,8 @@ class Trainer:
             f"{figures['data_wait']:.0%}")
         if self.bad:
             from_main(lambda: self._write_bad(self.bad))
-            say(f"  {len(self.bad)} image(s) cannot be read, and others of their classes were taken: see "
-                f"{self.cfg.OUT_DIR}/{BAD_IMAGES}")
+            say(f"  {len(self.bad)} image(s) cannot be read and were replaced by others of their classes: "
+                f"see {self.cfg.OUT_DIR}/{BAD_IMAGES}")
         return True
 
     def _batches(self, epoch: int, first: int, meter: Meter) -> Iterator[tuple]:
@@ -150,12 +150,13 @@ class Trainer:
             for step, batch in enumerate(batches, first + 1):
                 yield batch
         except READ_ERRORS as error:
-            # (What is raised where a batch is used does not come here)
+            # Errors of the step itself are raised in the caller's loop, not here
             advice = ""
             if isinstance(error, ImageError) and not error.passing:
                 from_main(lambda: self._write_bad({self.task.index_of(error.path): error.reason}))
-                advice = ". Mend it or remove its line from the list"
-                advice += "" if self.cfg.DATA_LOADER.ON_ERROR == "skip" else ", or set DATA_LOADER.ON_ERROR skip"
+                skipping = self.cfg.DATA_LOADER.ON_ERROR == "skip"
+                advice = ". Mend it or remove its line from the list" + (
+                    "" if skipping else ", or set DATA_LOADER.ON_ERROR skip")
             self._stop_saved(f"{error}{advice}", Position(epoch, step), meter)
 
     def _note_replaced(self, mine: Sequence[tuple[int, str]], position: Position, meter: Meter) -> None:
@@ -165,8 +166,8 @@ class Trainer:
             self.bad.update(part)
         if first:
             index, reason = next(iter(self.bad.items()))
-            say(f"WARNING: cannot read image {self.task.name(index)}: {reason}. Another of its class takes its "
-                "place, as that of others like it")
+            say(f"WARNING: cannot read image {self.task.name(index)}: {reason}. Another image of its class "
+                "replaces it, and likewise for further ones")
         if len(self.bad) > max(_MOST_BAD, _MOST_BAD_FRACTION * len(self.task.images)):
             from_main(lambda: self._write_bad(self.bad))
             self._stop_saved(f"{len(self.bad)} images cannot be read, too many to go on without them: "
@@ -243,7 +244,7 @@ class Trainer:
     def _evaluate(self, done: int, log: RunLog) -> str:
         """Evaluate the checkpoint after `done` epochs; why that failed, or nothing.
 
-        A failed evaluation is recorded, and training goes on: nobody would repeat an epoch for it.
+        A failed evaluation is said and logged, and training goes on: its epoch is worth more.
         """
         if self.saver:
             self.saver.wait()   # no process forks its data workers while another thread writes
@@ -252,13 +253,13 @@ class Trainer:
             figures = self.validation.run(self._tested())
         except EvaluationError as error:
             self._log(log, "test_failed", position, {"error": str(error)})
-            say(f"WARNING: the evaluation after epoch {done} failed: {error}. The epoch is saved, and the best "
-                "checkpoint stays what it was")
+            say(f"WARNING: the evaluation after epoch {done} failed: {error}. The epoch is saved, and "
+                "best.json is unchanged")
             return str(error)
         best = self.validation.record(figures, self.saver.best) if self.saver else None
         if best:
             self.saver.mark_best(Position(done), best)
-        # After that: a run that is killed before it evaluates again
+        # Logged last: a run that is killed in between evaluates again
         self._log(log, "test_epoch", position, figures)
         say(f"  evaluation: {in_words(figures)}")
         return ""

@@ -108,7 +108,8 @@ class HeldOut:
         self.cfg, self.device = cfg, device
         self.autocast = partial(autocast, cfg.PRECISION, device)
         classes = cfg.MODEL.NUM_CLASSES if cfg.TEST.METRIC == "error" else None
-        self.images = open_checked(cfg, cfg.TEST.DATASET, cfg.TEST.SPLIT, classes)
+        self.images = open_checked(cfg, cfg.TEST.DATASET, cfg.TEST.SPLIT, classes,
+                                   cfg.DATA_LOADER.CHECK)
         # Never decoded at reduced size: what is measured has to be what it always was
         dataset = CentredImages(self.images, cfg.TEST.IM_SIZE, cfg.TRAIN.IM_SIZE,
                                 square=cfg.TRAIN.RESIZE > 0,
@@ -169,11 +170,11 @@ def workers_of(cfg) -> int:
     return worker_count(cfg.DATA_LOADER.NUM_WORKERS, local_world_size())
 
 
-def open_checked(cfg, dataset: str, split: str, num_classes: int | None):
-    """The images of a split, once the main process has looked at as many as DATA_LOADER.CHECK says
-    (each process must call this); see `open_images` and `check_images`."""
+def open_checked(cfg, dataset: str, split: str, num_classes: int | None, check: str):
+    """The images of a split, once the main process has looked at as many as `check` says, which is
+    DATA_LOADER.CHECK's (each process must call this); see `open_images` and `check_images`."""
     folder, listing = Path(cfg.DATA_DIR) / dataset, Path(cfg.OUT_DIR) / "missing_images.txt"
     # The main process first: it leaves the index of tar shards to the others
     from_main(lambda: check_images(open_images(folder, split, num_classes, progress=True),
-                                   cfg.DATA_LOADER.CHECK, listing, progress=True))
+                                   check, listing, progress=True))
     return open_images(folder, split, num_classes)

@@ -69,19 +69,24 @@ def test_a_checkpoint_without_its_digest_is_judged_by_its_records(tmp_path, caps
     beside = path.with_name(path.name + ".sha256")
     beside.unlink() if digest is None else beside.write_bytes(digest)
     assert newest_checkpoint(tmp_path) == path
-    assert ("does not hold the digest of model_epoch_0001.pyth" in capsys.readouterr().out) == (digest is not None)
+    said = "does not hold the digest of model_epoch_0001.pyth" in capsys.readouterr().out
+    assert said == (digest is not None)
     whole = path.read_bytes()
     for place in range(0, len(whole), 97):      # a flipped bit, wherever it is, is seen or harmless
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1:])
         if is_whole(path):
             torch.testing.assert_close(torch.load(path, weights_only=True), _state(0), rtol=0, atol=0)
-    for part in (b"", whole[:-1], whole[:len(whole) // 2], whole + b"\0", b"\0" * 100):
+    record = whole.rfind(b"PK\x01\x02", 0, whole.rfind(b"data/0"))
+    folder = bytearray(whole)
+    folder[record + 38] = 0x10      # the record of the weights is marked as a folder
+    for part in (folder, b"", whole[:-1], whole[:len(whole) // 2], whole + b"\0", b"\0" * 100):
         path.write_bytes(part)
         assert not is_whole(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\0", b"[1]", b"[" * 100_000, b'{"file": "../../x.pyth"}', b'"a"',
-                                     b'{"file": "model_epoch_0001.pyth", "metric": "mAP", "value": NaN}'])
+@pytest.mark.parametrize("content", [
+    b"", b"\xff\0", b"[1]", b"[" * 100_000, b'{"file": "../../x.pyth", "metric": "mAP", "value": 1}', b'"a"',
+    b'{"file": "model_epoch_0001.pyth", "metric": "mAP", "value": NaN}'])
 def test_a_damaged_record_of_the_best_is_named(tmp_path, content):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.json").write_bytes(content)
