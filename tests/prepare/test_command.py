@@ -253,10 +253,11 @@ def test_own_folders_two_levels_deep(tmp_path, run_tool):
     assert done.returncode == 0, done.stderr
     assert "1 folders hold no images and are no classes: asia/heic" in done.stdout
     folder = tmp_path / "data" / "bridges"
-    lines = [line for name in ("train_list.txt", "val_list.txt") for line in (folder / name).read_text().splitlines()]
+    lines = [line for part in ("train", "val")
+             for line in (folder / f"{part}_list.txt").read_text().splitlines()]
     assert {line.rpartition("/")[0].removeprefix("images/") + line[-2:] for line in lines} == {
         f"{name} {label}" for label, name in enumerate(classes)} and len(lines) == 18
-    assert read_manifest(folder)["options"]["depth"] == 2
+    assert read_manifest(folder)["lists"]["train_list.txt"]["options"]["depth"] == 2
     deeper = run_tool(COMMAND, *arguments, "--depth", 3)
     assert deeper.returncode == 1 and "--depth can be at most 2" in deeper.stderr
     _photo(tmp_path / "mine" / "loose.jpg", 99)
