@@ -168,11 +168,11 @@ def _lines(file: Path, digest) -> list[tuple[int, str]]:
     """The lines of a file that are not empty, with their numbers; adds the file to `digest`."""
     try:
         content = file.read_bytes()
-        text = content.decode()
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise GroundTruthError(f"cannot read {file}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise GroundTruthError(f"{file} is not text in UTF-8") from None
+        raise GroundTruthError(f"{file} is not text in UTF-8: save it as UTF-8") from None
     digest.update(file.name.encode() + content)
     lines = enumerate(text.splitlines(), 1)
     return [(number, line.strip()) for number, line in lines if line.strip()]

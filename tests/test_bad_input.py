@@ -38,12 +38,19 @@ def test_training(run_tool, tiny, tmp_path, options, message):
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("content, message", [("", "is empty"), ("a.jpg\n", "line 1")])
+@pytest.mark.parametrize("content, message", [
+    ("", "is empty"), ("a.jpg\n", "line 1"),
+    # A byte order mark, tabs and runs of blanks are read: the first image is found
+    ("\ufeff{0}/class 0 photo 0.jpg\t0\r\n{0}/class 0 photo 1.jpg  0\r\n{0}/absent.jpg 1", "1 of the 3 images"),
+    ("{0}/class 0 photo 0.jpg 0\n{0}/class 0 photo 1.jpg\n", "line 2: '"),
+    ("a.jpg\t-1\n", r"line 1: label -1 is outside 0 .. 3 (MODEL.NUM_CLASSES is 4): 'a.jpg\t-1'"),
+    ("a.jpg,1\n", "put a blank or a tab in the place of ','"),
+])
 def test_a_bad_list(run_tool, tiny, toy_images, tmp_path, content, message):
     file = tmp_path / "list.txt"
-    file.write_text(content)
+    file.write_text(content.format(toy_images / "toy" / "jpg"), encoding="utf-8", newline="")
     done = run_tool("tools/train.py", *tiny, "OUT_DIR", tmp_path / "out", "TRAIN.SPLIT", file)
-    assert message in _line(done) and str(file) in _line(done)
+    assert message in _line(done) and ("1 of the" in message or str(file) in _line(done))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -163,11 +163,12 @@ def _listed_paths(lines: Lines) -> list[str]:
     # Names may end in a number, too
     if not len(numbered) or any(_exist(lines.file.parent, [lines[i] for i in _some(numbered).tolist()])):
         return list(lines)
-    wrong = ~labelled | (labels.values < 0)
+    wrong = labels.is_mistaken if labels.is_mistaken.any() else ~labelled | (labels.values < 0)
     if wrong.any():
         first, other = int(wrong.argmax()), int(labelled.argmax())
-        fault = complaint(lines[first])
-        if labelled.any() and not (labelled | labels.is_mistaken)[first]:
+        if labelled[first] or labels.is_mistaken[first]:
+            fault = complaint(lines[first])
+        else:
             fault = (f"{lines[first]!r} has no label, and {lines[other]!r} has one ({lines.place(other)}): "
                      "give every line a label, or none")
         raise UserError(f"{lines.place(first)}: {fault}")

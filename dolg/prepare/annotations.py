@@ -113,7 +113,7 @@ def _numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
     except FileNotFoundError:
         raise UserError(_absent(file)) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not a text file in UTF-8: {error}") from None
+        raise UserError(f"{file} is not a text file in UTF-8: {error}; save it as UTF-8") from None
 
 
 def _first_line(lines: Iterator[tuple[int, str]], file: Path, what: str,

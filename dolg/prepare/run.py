@@ -46,6 +46,8 @@ def prepare_data(args: Namespace) -> None:
     with work.locked():
         prepared = PREPARERS[args.name](work, args)
         options = {key: value for key, value in vars(args).items() if key in _OPTIONS}
+        if options.get("depth", 0) is None:     # the manifest of a set without it stays as it was
+            del options["depth"]
         write_manifests(work, prepared, options)
         if args.name == "gldv2":
             _alias(args.root / "landmark", dataset.name)

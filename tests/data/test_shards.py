@@ -132,6 +132,17 @@ def test_names_labels_and_other_members(tmp_path, form):
         f"{tmp_path}/a.tar:{name}" for name in ("b/0.JPG", f"{long}.webp", "both ü.jpeg", "m.gif", "n.jfif")]
 
 
+def test_cls_is_the_label_beside_metadata(run_tool, tiny, tmp_path):
+    """The last of the labels 0, 1, 2, 3 is too high for three classes; all are read, those of JSON none."""
+    members = {f"{i}.{kind}": content for i in range(4) for kind, content in
+               (("jpg", b"x"), ("json", b'{"caption": "x"}'), ("cls", b"%d" % i))}
+    _write(tmp_path / "a.tar", members)
+    done = run_tool("tools/train.py", *tiny, "DATA_DIR", tmp_path, "TRAIN.DATASET", ".", "TRAIN.SPLIT", "a.tar",
+                    "MODEL.NUM_CLASSES", 3, "OUT_DIR", tmp_path / "out")
+    assert done.returncode == 1
+    assert "a.tar:3.jpg: label 3 is outside 0 .. 2" in done.stderr
+
+
 def test_shards_that_are_not_there(packed, tmp_path):
     assert f"no shard {packed}/val-*.tar" in _error(packed, "val-*.tar")
     assert "make_shards.py makes them" in _error(packed, "val.tar")

@@ -450,6 +450,80 @@ def test_infer_makes_query_and_database(run_tool, weights, photos, tmp_path):
     assert written["distractors"] == 23 and written["protocols"]["hard"]["ap"][1] is None
 
 
+def test_infer_takes_each_image_of_a_folder_once_whatever_its_name(run_tool, weights, tmp_path):
+    folder = tmp_path / "mixed"
+    kinds = {"a.jpg": "JPEG", "b.jfif": "JPEG", "c.jpe": "JPEG", "d.mpo": "JPEG", "e.ppm": "PPM", "f.pgm": "PPM",
+             "noext": "JPEG", "sub/v1.2.final": "JPEG", "sub/g.tif": "TIFF"}
+    (folder / "sub").mkdir(parents=True)
+    for number, (name, kind) in enumerate(kinds.items()):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert("L" if name == "f.pgm" else "RGB").save(folder / name, kind)
+    (folder / "notes.txt").write_text("not an image")
+    (folder / "odd\x1b[31m.doc").write_text("not an image")
+    os.mkfifo(folder / "pipe.jpg")
+    # Two folders that lead to each other hang what follows links; one and a further name multiply images
+    (folder / "sub" / "up").symlink_to("..")
+    (folder / "sub" / "again").symlink_to("../sub")
+    (folder / "link.jpg").symlink_to("a.jpg")
+    os.link(folder / "a.jpg", folder / "sub" / "hard.jpg")
+    done = run_tool(*_command(weights, folder, tmp_path / "out"), timeout=60)
+    assert done.returncode == 0, done.stderr
+    store = FeatureStore(tmp_path / "out" / "mixed")
+    assert set(store.names) == set(kinds) and len(store.names) == 9 and not store.errors()
+    assert f"{folder}: skipped 3 files that are not images: notes.txt, odd\\x1b[31m.doc, pipe.jpg" in done.stdout
+    assert "links to images that are there already are left out, 2 in all: link.jpg is a.jpg" in done.stdout
+    assert "links to folders that are there already are left out, 2 in all" in done.stdout
+
+
+def test_a_benchmark_of_images_with_any_names(run_tool, weights, photos, tmp_path):
+    names = {"noext": "query", "x.jfif": "database", "v1.2.final": "database", "short": "database"}
+    (tmp_path / "mine").mkdir()
+    for name in names:
+        file = "short.png" if name == "short" else name
+        shutil.copy(photos / "photo.00 ü.jpg", tmp_path / "mine" / file)
+    lines = ["path,role,label", *(f"{name},{role},a" for name, role in names.items())]
+    (tmp_path / "mine" / "images.csv").write_text("\n".join(lines))
+    done = run_tool("tools/prepare_data.py", "csv", "--name", "own", "--root", tmp_path / "data", "--from",
+                    tmp_path / "mine")
+    assert done.returncode == 0, done.stderr
+    done = run_tool(*_command(weights, "", tmp_path / "out"), "INFER.DATASET", "own", "INFER.DATA_DIR",
+                    tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    query, database = (FeatureStore(tmp_path / "out" / "own" / part) for part in ("query", "database"))
+    assert query.names == ["noext"] and database.names == ["x.jfif", "v1.2.final", "short"]
+    assert not query.errors() and not database.errors()
+
+
+def test_infer_reads_lists_as_other_programs_write_them(run_tool, weights, photos, tmp_path):
+    lines = [f"{photos}/photo.00 ü.jpg\t3", f"{photos}/photo.02 ü.jpg  0", f"{photos}/photo.04 ü.jpg 12"]
+    (tmp_path / "list.txt").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    done = run_tool(*_command(weights, tmp_path / "list.txt", tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    store = FeatureStore(tmp_path / "out" / "list")
+    assert store.names == [f"{photos}/photo.{number} ü.jpg" for number in ("00", "02", "04")]
+    assert not store.errors()
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{0} 1\n{1}\n", "line 2: '{1}' has no label, and '{0} 1' has one (LIST, line 1): give every line a label, "
+                     "or none"),
+    ("{0}\n\n{1}\t1\n", "line 1: '{0}' has no label, and '{1}\\t1' has one (LIST, line 3)"),
+    ("{0} 1\n{1}\t-1\n", "line 2: label -1 is below 0: '{1}\\t-1'; leave out lines of images without a label"),
+    ("{0},1\n{1},0\n", "line 1: '{0},1' is not 'path label', with a whole number as label; put a blank or a tab "
+                       "in the place of ','"),
+    ("{0}\n{1},0\n", "line 2: '{1},0' is not 'path label'"),
+])
+def test_infer_refuses_lists_that_would_lose_images(run_tool, weights, photos, tmp_path, text, message):
+    names = [f"sub dir/photo.0{number} ü.jpg" for number in (1, 3)]
+    file = photos / f"list{os.getpid()}.txt"
+    file.write_text(text.format(*names))
+    done = run_tool(*_command(weights, file, tmp_path / "out"))
+    file.unlink()
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    expected = message.format(*names).replace("LIST", str(file))
+    assert f"error: {file}, {expected}" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_lists_and_folders(tmp_path, photos):
     (tmp_path / "list.txt").write_text("b.jpg\n\nsub/a b.jpg\n")
     (tmp_path / "b.jpg").write_bytes(b"")
@@ -475,3 +549,8 @@ def test_lists_and_folders(tmp_path, photos):
     (tmp_path / "img 7").write_bytes(b"")
     (tmp_path / "numbered.txt").write_text("img 7\n")
     assert list(images_of(tmp_path / "numbered.txt").names) == ["img 7"]
+    (tmp_path / "numbered.txt").write_text("b.jpg\n\u00e4.jpg\nimg 7\nimg 8\n", encoding="utf-8-sig")
+    assert list(images_of(tmp_path / "numbered.txt").names) == ["b.jpg", "ä.jpg", "img 7", "img 8"]
+    (tmp_path / "long.txt").write_text("n" * 5000)
+    with pytest.raises(UserError, match="of the 1 images"):
+        images_of(tmp_path / "long.txt")

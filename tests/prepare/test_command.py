@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dolg.data.image_list import read_image_list
 from dolg.data.manifest import COMMANDS, read_manifest
@@ -227,6 +228,69 @@ def test_own_images_from_a_table_to_a_benchmark(tmp_path, run_tool):
     assert checked.returncode == 1 and "1 of 6 images or lists are not as they should be" in checked.stderr
     report = json.loads((tmp_path / "data" / "bridges" / "check.json").read_text())
     assert len(report["problems"]) == 1 and "5.png" in report["problems"][0]
+
+
+def _photo(file: Path, seed: int, kind: str = "JPEG") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (9, 8, 3), np.uint8)).save(file, kind)
+
+
+def test_own_folders_two_levels_deep(tmp_path, run_tool):
+    classes = [f"{region}/{name}" for region in ("asia", "europe") for name in ("arc", "bridge", "church")]
+    for number, name in enumerate(classes):
+        for i in range(3):
+            _photo(tmp_path / "mine" / name / f"{i}.{'gif' if 'arc' in name else 'jpg'}", 3 * number + i,
+                   "GIF" if "arc" in name else "JPEG")
+    (tmp_path / "mine" / "asia" / "heic").mkdir()
+    (tmp_path / "mine" / "asia" / "heic" / "a.heic").write_bytes(b"x")
+    arguments = ["folder", "--name", "bridges", "--root", tmp_path / "data", "--from", tmp_path / "mine"]
+    asked = run_tool(COMMAND, *arguments)
+    assert asked.returncode == 1 and not (tmp_path / "data" / "bridges" / "train_list.txt").exists()
+    assert ("18 in folders of level 2 (such as asia/arc/0.gif); say which folders are the classes, with "
+            "--depth 1 (2: asia, europe) or --depth 2 (6: asia/arc, asia/bridge, asia/church, ...)"
+            ) in asked.stderr
+    done = run_tool(COMMAND, *arguments, "--depth", 2)
+    assert done.returncode == 0, done.stderr
+    assert "1 folders hold no images and are no classes: asia/heic" in done.stdout
+    folder = tmp_path / "data" / "bridges"
+    lines = [line for part in ("train", "val")
+             for line in (folder / f"{part}_list.txt").read_text().splitlines()]
+    assert {line.rpartition("/")[0].removeprefix("images/") + line[-2:] for line in lines} == {
+        f"{name} {label}" for label, name in enumerate(classes)} and len(lines) == 18
+    assert read_manifest(folder)["lists"]["train_list.txt"]["options"]["depth"] == 2
+    deeper = run_tool(COMMAND, *arguments, "--depth", 3)
+    assert deeper.returncode == 1 and "--depth can be at most 2" in deeper.stderr
+    _photo(tmp_path / "mine" / "loose.jpg", 99)
+    mixed = run_tool(COMMAND, *arguments)
+    assert "1 in no folder of its own (loose.jpg), 18 in folders of level 2" in mixed.stderr
+
+
+def test_no_image_of_ones_own_is_in_both_lists(tmp_path, run_tool):
+    """Links that lead back, further names of files, and copies; see the real list for each file once."""
+    mine = tmp_path / "mine"
+    for i in range(40):
+        _photo(mine / "ab"[i % 2] / f"{i}.jpg", i)
+    (mine / "a" / "up").symlink_to("..")
+    (mine / "b" / "upup").symlink_to("../..")
+    (mine / "a" / "link.jpg").symlink_to("0.jpg")
+    os.link(mine / "b" / "1.jpg", mine / "b" / "hard.jpg")
+    for i in range(40):
+        shutil.copy(mine / "ab"[i % 2] / f"{i}.jpg", mine / "ab"[i % 2] / f"copy of {i}.jpg")
+    arguments = ["folder", "--name", "mine", "--root", tmp_path / "data", "--from", mine, "--val-share", "0.5"]
+    done = run_tool(COMMAND, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "copies of images stay in the same list as these, 40 in all: " in done.stdout
+    folder = tmp_path / "data" / "mine"
+    train, held = ({(folder / line.rpartition(" ")[0]).read_bytes() for line in
+                    (folder / f"{part}_list.txt").read_text().splitlines()} for part in ("train", "val"))
+    assert len(train | held) == 40 and not train & held and held
+    assert sum(len((folder / f"{part}_list.txt").read_text().splitlines()) for part in ("train", "val")) == 80
+    before = (folder / "train_list.txt").read_bytes()
+    (mine / "a" / "of b.jpg").symlink_to("../b/1.jpg")
+    (mine / "c").symlink_to("a")
+    done = run_tool(COMMAND, *arguments)
+    assert done.returncode == 1 and (folder / "train_list.txt").read_bytes() == before
+    assert "has images in two classes, by 2 links: a/of b.jpg is b/1.jpg, c is a; delete one of each" in done.stderr
 
 
 def test_every_set_has_a_command():
