@@ -1,11 +1,9 @@
 """What is in a feature store, finished or not."""
 import json
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from dolg.errors import UserError
-from dolg.features.claims import read_holder
+from dolg.features.claims import claimants
 from revisitop.stores import Chunk, StoreError, chunk_name, read_manifest
 
 _SHOWN = 20
@@ -19,42 +17,35 @@ def describe_store(path: Path) -> str:
     except StoreError as error:
         raise UserError(str(error)) from None
     count, size, dim = manifest["count"], manifest["chunk_size"], manifest["dim"]
-    chunks, there, done, disk, failed, damaged = -(-count // size), 0, 0, 0, [], []
-    for index in range(chunks):
-        file, rows = path / chunk_name(index), min(size, count - index * size)
-        if not file.exists():
+    chunks, there, done, disk, failed, warned, damaged = -(-count // size), 0, 0, 0, [], [], []
+    for file in sorted(path.glob("chunk-*.safetensors")):       # a damaged manifest may count billions
+        index = int(number) if (number := file.name[6:-12]).isdecimal() else chunks
+        if index >= chunks or file.name != chunk_name(index):
             continue
+        rows = min(size, count - index * size)
         there, done, disk = there + 1, done + rows, disk + file.stat().st_size
         try:
-            failed += Chunk(str(file), rows, dim).errors()
+            chunk = Chunk(str(file), rows, dim)
+            failed += chunk.errors()
+            warned += chunk.warnings()
         except StoreError as error:
             damaged.append(str(error))
-    lines = [f"{path}: {'whole' if there == chunks else 'NOT WHOLE'}",
+    lines = [f"{path}: {'whole' if there == chunks and not damaged else 'NOT WHOLE'}",
              f"  images       {done} of {count} ({there} of {chunks} chunks), {disk / 1e6:.1f} MB",
              f"  descriptors  {dim} dimensions"]
     if "local_dim" in manifest:
-        lines.append(f"  local        {manifest['local_dim']} dimensions, {manifest['local_dtype']}")
+        lines.append(f"  local        {manifest['local_dim']} dimensions, {manifest.get('local_dtype')}")
     lines += [f"  {key:<12} {_short(value)}" for key, value in manifest.items()
               if key not in ("format", "version", "count", "dim", "chunk_size", "local_dim",
                              "local_dtype")]
-    lines += [f"  {worker}" for worker in _workers(path / ".claims")]
-    lines.append(f"  failed       {len(failed)}" + (" images:" if failed else ""))
-    lines += [f"    {name}: {reason}" for name, reason in failed[:_SHOWN]]
-    if len(failed) > _SHOWN:
-        lines.append(f"    ... and {len(failed) - _SHOWN} more")
+    lines += [f"  at work      {worker}" for worker in claimants(path / ".claims")]
+    for what, images in (("failed", failed), ("warnings", warned)):
+        if images or what == "failed":
+            lines.append(f"  {what:<12} {len(images)}" + (" images:" if images else ""))
+        lines += [f"    {name}: {reason}" for name, reason in images[:_SHOWN]]
+        if len(images) > _SHOWN:
+            lines.append(f"    ... and {len(images) - _SHOWN} more")
     return "\n".join(lines + [f"  damaged      {problem}" for problem in damaged])
-
-
-def _workers(folder: Path) -> list[str]:
-    """A line for each worker that has chunks claimed."""
-    claimed: dict[str, list[str]] = {}
-    for claim in sorted(folder.glob("chunk-*")):
-        with suppress(FileNotFoundError):       # given up meanwhile
-            holder, seen = read_holder(claim), time.time() - claim.stat().st_mtime
-            who = (f"at work      {holder['machine'].split()[0]}, process {holder['pid']}, seen "
-                   f"{seen:.0f} s ago: ")
-            claimed.setdefault(who, []).append(claim.name)
-    return [who + ", ".join(names) for who, names in claimed.items()]
 
 
 def _short(value) -> str:
