@@ -17,34 +17,29 @@ def describe_store(path: Path) -> str:
     except StoreError as error:
         raise UserError(str(error)) from None
     count, size, dim = manifest["count"], manifest["chunk_size"], manifest["dim"]
-    chunks, there, done, disk, failed, warned, damaged = -(-count // size), 0, 0, 0, [], [], []
-    for file in sorted(path.glob("chunk-*.safetensors")):       # a damaged manifest may count billions
-        index = int(number) if (number := file.name[6:-12]).isdecimal() else chunks
-        if index >= chunks or file.name != chunk_name(index):
+    chunks, there, done, disk, failed, damaged = -(-count // size), 0, 0, 0, [], []
+    for index in range(chunks):
+        file, rows = path / chunk_name(index), min(size, count - index * size)
+        if not file.exists():
             continue
-        rows = min(size, count - index * size)
         there, done, disk = there + 1, done + rows, disk + file.stat().st_size
         try:
-            chunk = Chunk(str(file), rows, dim)
-            failed += chunk.errors()
-            warned += chunk.warnings()
+            failed += Chunk(str(file), rows, dim).errors()
         except StoreError as error:
             damaged.append(str(error))
-    lines = [f"{path}: {'whole' if there == chunks and not damaged else 'NOT WHOLE'}",
+    lines = [f"{path}: {'whole' if there == chunks else 'NOT WHOLE'}",
              f"  images       {done} of {count} ({there} of {chunks} chunks), {disk / 1e6:.1f} MB",
              f"  descriptors  {dim} dimensions"]
     if "local_dim" in manifest:
-        lines.append(f"  local        {manifest['local_dim']} dimensions, {manifest.get('local_dtype')}")
+        lines.append(f"  local        {manifest['local_dim']} dimensions, {manifest['local_dtype']}")
     lines += [f"  {key:<12} {_short(value)}" for key, value in manifest.items()
               if key not in ("format", "version", "count", "dim", "chunk_size", "local_dim",
                              "local_dtype")]
     lines += [f"  at work      {worker}" for worker in claimants(path / ".claims")]
-    for what, images in (("failed", failed), ("warnings", warned)):
-        if images or what == "failed":
-            lines.append(f"  {what:<12} {len(images)}" + (" images:" if images else ""))
-        lines += [f"    {name}: {reason}" for name, reason in images[:_SHOWN]]
-        if len(images) > _SHOWN:
-            lines.append(f"    ... and {len(images) - _SHOWN} more")
+    lines.append(f"  failed       {len(failed)}" + (" images:" if failed else ""))
+    lines += [f"    {name}: {reason}" for name, reason in failed[:_SHOWN]]
+    if len(failed) > _SHOWN:
+        lines.append(f"    ... and {len(failed) - _SHOWN} more")
     return "\n".join(lines + [f"  damaged      {problem}" for problem in damaged])
 
 
