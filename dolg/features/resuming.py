@@ -80,16 +80,17 @@ def in_order_of(path: Path, source: ImageSource) -> tuple[ImageSource, int]:
     if digest in (None, source.digest()):
         return source, 0
     size = manifest["chunk_size"]
-    files = [path / chunk_name(chunk) for chunk in range(-(-min(before, len(source)) // size))]
+    there = sorted(int(file.stem[6:]) for file in path.glob("chunk-*.safetensors") if file.stem[6:].isdecimal())
     index_of = {name: index for index, name in enumerate(source.names)}
     order, found, lost = np.full(len(source), -1), 0, []
-    for start, written in zip(range(0, len(source), size), _read(files)):
-        for row, name in enumerate(written.names if written else (), start):
+    for chunk, written in zip(there, _read([path / chunk_name(chunk) for chunk in there])):
+        for row, name in enumerate(written.names if written else (), chunk * size):
             found += 1
-            if name not in index_of or row >= len(source):
+            index = index_of.pop(name, None)
+            if index is None:
                 lost.append(name)
-            else:
-                order[row] = index_of.pop(name)
+            elif row < len(source):
+                order[row] = index
     if lost or before > len(source):
         raise UserError(f"{path} is of {before} images, " + (
             f"{len(lost)} of which are not among the {len(source)} given, such as {lost[0]}" if lost else

@@ -90,7 +90,8 @@ def _sources_of(cfg) -> dict[str, ImageSource]:
         sources = {f"{cfg.INFER.DATASET}/{part}": source for part, source in parts.items()}
     if cfg.INFER.IMAGES:
         location = Path(cfg.INFER.IMAGES)
-        sources[_store_name(location)] = images_of(location)
+        name = _store_name(location)
+        sources[name] = images_of(location)
     if not sources:
         raise UserError("nothing to extract: set INFER.DATASET (a set in the Revisited format) or "
                         "INFER.IMAGES (a folder or a list)")
