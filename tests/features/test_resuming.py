@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from dolg.config import load_cfg
-from dolg.features.claims import Claims
 from dolg.features.sources import ImageSource
-from dolg.features.store import FeatureStore, LocalTable, StoreWriter, Written
+from dolg.features.store import FeatureStore, Written
 from dolg.models import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,10 +70,10 @@ def _bad(done, *texts: str):
     assert line.startswith("error: ") and all(text in line for text in texts), line
 
 
-def _kill_at(process, reached, what: str) -> None:
+def _kill_at(process, reached) -> None:
     while process.poll() is None and not reached():
         time.sleep(0.0005)
-    assert process.poll() is None, f"it ended before {what}"
+    assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=60)
 
@@ -99,7 +98,7 @@ def test_a_disk_that_vanishes_marks_no_image(run_tool, start_command, command, p
     assert [name for name, _ in FeatureStore(store).errors()] == ["07.jpg"]
 
 
-def test_an_image_that_is_missing_among_others_fails_and_is_tried_again(run_tool, command, photos, tmp_path):
+def test_an_image_that_is_missing_among_others_fails_and_is_tried_again(run_tool, start_command, command, photos, tmp_path):
     listing = tmp_path / "some.txt"
     listing.write_text("".join(f"photos/{number:02d}.jpg\n" for number in range(30)))
     (photos / "05.jpg").rename(tmp_path / "05.jpg")
@@ -114,10 +113,12 @@ def test_an_image_that_is_missing_among_others_fails_and_is_tried_again(run_tool
     assert _contents(store) == before
     (tmp_path / "05.jpg").rename(photos / "05.jpg")
     _photo(photos / "07.jpg", 7)
-    # Not where the disk vanishes after the others were described, either
     _good(run_tool(*command), "2 FAILED")
-    done = run_tool(*command, "--retry-failed", "--check")
-    _good(done, "30 images, 2 of them failed")
+    _good(run_tool(*command, "--retry-failed", "--check"), "30 images, 2 of them failed")
+    assert _contents(store) == before
+    # Killed while it is at work, the store is whole; the same command goes on
+    _kill_at(start_command([*command, "--retry-failed"]), (store / ".claims").exists)
+    FeatureStore(store).verify()
     _good(run_tool(*command, "--retry-failed"), "30 images, 8 dimensions\n")
     mended, after = FeatureStore(store), _contents(store)
     mended.verify()
@@ -151,15 +152,15 @@ def test_added_images_are_appended_whatever_is_killed(run_tool, start_command, c
     _bad(done, "lacks 5 images that were added since, such as !first.jpg")
     assert _contents(store) == before
     # Killed once the manifest says so, and once a chunk is written; two workers go on
-    grown = [lambda: json.loads((store / "manifest.json").read_text())["count"] == 35,
+    moments = [lambda: json.loads((store / "manifest.json").read_text())["count"] == 35,
              lambda: (store / "chunk-000008.safetensors").exists()
              or (store / "chunk-000007.safetensors").read_bytes() != before["chunk-000007.safetensors"]]
-    for reached in grown:
-        process = start_command(command)
-        _kill_at(process, reached, "the kill")
+    for reached in moments:
+        _kill_at(start_command(command), reached)
     _photo(photos / "zz.jpg", 300)          # and one more, while the store is not whole
-    done = run_tool(*command, "NUM_GPUS", "2", env={"OMP_NUM_THREADS": "1"})
-    _good(done)
+    workers = [start_command([*command, "INFER.TOTAL_NUM", "2", "INFER.CUT_NUM", number]) for number in (1, 2)]
+    for worker in workers:
+        assert worker.wait(timeout=100) == 0, worker.communicate()
     names = [f"{number:02d}.jpg" for number in range(30)]
     names += ["!first.jpg", "03 more.jpg", "11 more.jpg", "19 more.jpg", "27 more.jpg", "zz.jpg"]
     grown = FeatureStore(store)
@@ -256,3 +257,36 @@ def test_stores_have_names_of_their_own(run_tool, command, photos, tmp_path):
         _bad(run_tool(*command, "INFER.IMAGES", location, "INFER.OUT_DIR", tmp_path / "b" / "out"),
              f"INFER.IMAGES {location} has no name")
     assert not (tmp_path / "b").exists()
+
+
+def test_claims_that_are_removed_damaged_or_ahead_hold_nobody_up(run_tool, start_command, command, tmp_path):
+    store, command = tmp_path / "out" / "photos", [*command, "INFER.CHUNK_SIZE", "1", "INFER.LEASE", "2"]
+    process, removed = start_command(command), 0
+    while process.poll() is None:
+        if len(list(store.glob("chunk-*"))) > removed and (store / ".claims").exists():
+            shutil.rmtree(store / ".claims", ignore_errors=True)
+            removed += 1
+        time.sleep(0.0005)
+    assert process.wait(timeout=60) == 0 and removed > 3, process.communicate()
+    whole = _contents(store)
+    identity = {"machine": "node7 boot \x1b[2J", "pid": 17, "started": "5"}
+    damaged = [b"", b"\xff\x00\x80", b"[1, 2]", b"[" * 9999, b"null", b"{}", json.dumps({**identity, "machine": 3}).encode(),
+               json.dumps({**identity, "pid": 10 ** 30}).encode(), json.dumps({**identity, "machine": " "}).encode()]
+    (store / ".claims").mkdir()
+    for number, content in enumerate([*damaged, json.dumps(identity).encode()]):
+        (store / f"chunk-{number:06d}.safetensors").unlink()
+        (store / ".claims" / f"chunk-{number:06d}").write_bytes(content)
+    # As a worker elsewhere leaves it, whose clock is an hour ahead, or was until it was set back
+    ahead = store / ".claims" / f"chunk-{len(damaged):06d}"
+    os.utime(ahead, (time.time() + 3600, time.time() + 3600))
+    os.mkfifo(store / ".claims" / "chunk-000020")
+    (store / "chunk-000020.safetensors").unlink()
+    done = run_tool("tools/info.py", store)
+    assert done.returncode == 0 and "process 17, whose clock is 3600 s ahead: chunk-000009" in done.stdout
+    assert "unknown, process 0, seen" in done.stdout
+    start = time.monotonic()
+    done = run_tool(*command, timeout=60)
+    _good(done, "30 images")
+    assert time.monotonic() - start > 2
+    assert "photos: waiting for " in done.stderr and "INFER.LEASE (2) seconds" in done.stderr
+    assert _contents(store) == whole
