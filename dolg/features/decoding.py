@@ -3,12 +3,12 @@ import math
 import os
 import time
 import zlib
-from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -83,14 +83,16 @@ class Packed:
 class DecodedImages(Dataset):
     """Images of a source, decoded and cut to their boxes.
 
-    A file that is missing is an image that failed only while others are still there: those of a sample of
-    the source that were there at first, and those that were read last. Otherwise the fault is passing.
+    A file that is missing is an image that failed only while others are still there: those `described`
+    before, those of a sample that were there at first, and those that were read last. Otherwise the fault
+    is passing.
     """
 
-    def __init__(self, source: ImageSource, max_pixels: int):
+    def __init__(self, source: ImageSource, max_pixels: int, described: Sequence[int] = ()):
         self.source, self.max_pixels = source, max_pixels
         sample = range(0, len(source), max(1, len(source) // _LOOKED_FOR))
-        self._there = [index for index in sample if self._is_there(index)]
+        there = [index for index in sample if self._is_there(index)]
+        self._there = np.union1d(there, described).astype(np.int64)
         self._read_last: deque[int] = deque(maxlen=_REMEMBERED)
 
     def __getitem__(self, index: int) -> Decoded:
@@ -124,8 +126,9 @@ class DecodedImages(Dataset):
     def _check_others(self, index: int, error: ImageError) -> None:
         """Raise a passing ImageError where images that were there, near `index` in the list or read last,
         are gone as well."""
-        near = bisect(self._there, index)
-        known = [*self._there[max(0, near - 2):near + 2], *self._read_last]
+        near = int(np.searchsorted(self._there, index))
+        known = [*self._there[max(0, near - 2):near].tolist(), *self._read_last,
+                 *(other for other in self._there[near:near + 3].tolist() if other != index)]
         if lost := [other for other in known if not self._is_there(other)]:
             reason = f"images that were there before are gone as well, such as {self.source.path(lost[0])}"
         elif not known:
@@ -155,7 +158,8 @@ def read_stamped(path: Path) -> tuple[bytes, tuple[int, int, int]]:
 
 def decoded_images(source: ImageSource, order: Iterable[int], max_pixels: int, workers: int,
                    pin_memory: bool,
-                   worker_init: Callable[[int], None] | None = None) -> Iterator[Decoded]:
+                   worker_init: Callable[[int], None] | None = None,
+                   described: Sequence[int] = ()) -> Iterator[Decoded]:
     """Images of a source, in an `order` of which no more is asked for than is decoded ahead.
 
     Args:
@@ -163,10 +167,11 @@ def decoded_images(source: ImageSource, order: Iterable[int], max_pixels: int, w
         workers: decoding processes; 0 decodes in this one.
         pin_memory: in page-locked memory, for copies that do not wait.
         worker_init: what each process does first.
+        described: images that were there when they were described earlier.
     """
     jpeg_decoder()      # once, before the workers start
     loader = DataLoader(
-        DecodedImages(source, max_pixels), batch_size=_TOGETHER, sampler=order,
+        DecodedImages(source, max_pixels, described), batch_size=_TOGETHER, sampler=order,
         collate_fn=Packed.of, num_workers=workers, worker_init_fn=worker_init,
         pin_memory=pin_memory,
         # Forked workers share the names; Python 3.14 would start them otherwise

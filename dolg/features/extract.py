@@ -217,7 +217,7 @@ class Extractor:
         if first is None:
             return
         order = Order(chain([first], chunks), writer.images_to_do)
-        images = self.decoded(source, order)
+        images = self.decoded(source, order, writer.described)
 
         def write(chunk: int, described: Sequence[int], result: ChunkResult) -> None:
             table = result.global_table(writer.dim)
@@ -254,10 +254,12 @@ class Extractor:
         """All that is found of the next `count` of decoded images."""
         return self._chunk(iter(lambda: self._next(images), None), count, on_batch)
 
-    def decoded(self, source: ImageSource, order: Iterable[int]) -> Iterator[Decoded]:
-        """The images of a source in an order, decoded by the worker processes."""
+    def decoded(self, source: ImageSource, order: Iterable[int],
+                described: Sequence[int] = ()) -> Iterator[Decoded]:
+        """The images of a source in an order, decoded by the worker processes; of `described` it is known
+        that they were there."""
         return decoded_images(source, order, self.max_pixels, self.workers,
-                              self.device.type == "cuda", self.worker_init)
+                              self.device.type == "cuda", self.worker_init, described)
 
     def _next(self, images: Iterator[Decoded]) -> Decoded | None:
         start = time.perf_counter()

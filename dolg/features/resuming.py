@@ -44,6 +44,7 @@ def open_writer(path: Path, source: ImageSource, dim: int, chunk_size: int, prov
         elif changed:
             raise UserError(f"{_said(path, source, changed)}: give --retry-failed to describe them again, or "
                             "another INFER.OUT_DIR")
+    writer.described = earlier.described
     for chunk in sorted({image // chunk_size for image in again}):
         writer.describe_again(chunk, [image for image in writer.rows(chunk) if image in again])
     return writer, source
@@ -60,8 +61,11 @@ def check_images(path: Path, source: ImageSource, contents: bool) -> None:
     if manifest.get("images_digest") != source.digest():
         raise StoreError(f"{path} is of other images, or of other boxes")
     earlier = _Earlier(path, source, manifest["chunk_size"])
+    if earlier.added:
+        raise StoreError(f"{path} lacks {len(earlier.added)} images that were added: run the extraction again")
     if len(earlier.failed) == len(source):
-        raise StoreError(f"{path}: every image failed")
+        raise StoreError(f"all {len(source)} images of {path} failed: mend the reasons that tools/info.py names, "
+                         "and give --retry-failed")
     if changed := earlier.changed(len(source), contents):
         raise StoreError(f"{_said(path, source, changed)}: --retry-failed describes them again")
 
@@ -118,6 +122,7 @@ class _Earlier:
     Attributes:
         failed: images.
         added: images that a chunk is to have, and does not have yet.
+        described: (n,) int64, the others, in ascending order.
     """
 
     def __init__(self, path: Path, source: ImageSource, chunk_size: int):
@@ -125,7 +130,7 @@ class _Earlier:
         self.failed: set[int] = set()
         self.added: set[int] = set()
         self._stamps = np.full((len(source), 3), -1, np.int64)
-        starts = range(0, len(source), chunk_size)
+        fine, starts = np.zeros(len(source), bool), range(0, len(source), chunk_size)
         files = [path / chunk_name(chunk) for chunk in range(len(starts))]
         for file, start, written in zip(files, starts, _read(files)):
             if written is None:
@@ -133,9 +138,10 @@ class _Earlier:
             stop, end = start + len(written.names), min(start + chunk_size, len(source))
             if stop > end or written.names != [source.names[image] for image in range(start, stop)]:
                 raise UserError(f"{file} has other images than its store: delete it and extract again")
-            self._stamps[start:stop] = written.stamps
+            self._stamps[start:stop], fine[start:stop] = written.stamps, written.status == 0
             self.failed.update((start + np.flatnonzero(written.status)).tolist())
             self.added.update(range(stop, end))
+        self.described = np.flatnonzero(fine)
 
     def changed(self, most: int, contents: bool = False) -> dict[int, str]:
         """The images whose files have changed since they were described well, and in what.
@@ -143,9 +149,7 @@ class _Earlier:
         A file of another size has changed. Of those that differ in their time alone so many are read, and
         compared by their CRC-32; if one has changed, or with `contents`, all are.
         """
-        known = self._stamps[:, 0] >= 0
-        known[list(self.failed)] = False
-        images = np.flatnonzero(known)
+        images = self.described[self._stamps[self.described, 0] >= 0]
         now = of_each(lambda row: size_and_time(self.source.path(images[row])),
                       np.empty((len(images), 2), np.int64), f"images of {self.path.name}", is_main())
         size, time, _ = self._stamps[images].T

@@ -180,7 +180,7 @@ class _Waiting:
     """Says from time to time whose chunks a worker waits for."""
 
     def __init__(self, claims: Claims):
-        self._claims, self._next = claims, time.monotonic() + 2 * _LOOK_AGAIN
+        self._claims, self._next = claims, time.monotonic() + _LOOK_AGAIN
 
     def say(self) -> None:
         if is_main() and time.monotonic() >= self._next:

@@ -189,6 +189,9 @@ class StoreWriter:
             is what is known of the images' data set.
         grows: the store may have the first of these images only; `create` then adds the others.
 
+    `described` are images that earlier runs have described without a fault, as whoever opens the store again
+    may find out.
+
     Raises UserError where `path` holds a store of other images or settings, naming them.
     """
 
@@ -205,7 +208,7 @@ class StoreWriter:
         self._file = self.path / "manifest.json"
         # Of written chunks that lack images: the file, and these images
         self._unfinished: dict[int, tuple[tuple, list[int]]] = {}
-        self.grows = grows
+        self.grows, self.described = grows, np.empty(0, np.int64)
         self._check_same()
 
     def create(self) -> None:
@@ -240,7 +243,7 @@ class StoreWriter:
     def images_to_do(self, index: int) -> Sequence[int]:
         """The images of a missing chunk that are to be described."""
         file = self._file_of(index)
-        return self.rows(index) if file is None else self._unfinished[index][1]
+        return self._unfinished[index][1] if file and index in self._unfinished else self.rows(index)
 
     def missing_chunks(self) -> list[int]:
         """The chunks that are still to be computed."""

@@ -98,6 +98,27 @@ def test_a_disk_that_vanishes_marks_no_image(run_tool, start_command, command, p
     assert [name for name, _ in FeatureStore(store).errors()] == ["07.jpg"]
 
 
+def test_a_disk_that_is_still_gone(run_tool, command, photos, tmp_path):
+    """One of two: the store knows which images were there, so that the others on that disk do not fail."""
+    (tmp_path / "other").mkdir()
+    for number in range(20):
+        _photo(tmp_path / "other" / f"{number:02d}.jpg", 400 + number)
+    listing = tmp_path / "both.txt"
+    listing.write_text("".join(f"{folder}/{number:02d}.jpg\n" for folder in ("photos", "other")
+                               for number in range(20)))
+    command = [*command, "INFER.IMAGES", listing]
+    _good(run_tool(*command), "1 FAILED")
+    store = tmp_path / "out" / "both"
+    for chunk in (6, 7, 9):         # of the list's images 24 to 31 and 36 to 39, all of the folder `other`
+        (store / f"chunk-{chunk:06d}.safetensors").unlink()
+    (tmp_path / "other").rename(tmp_path / "away")
+    _bad(run_tool(*command), "other/04.jpg: No such file",
+         "images that were there before are gone as well")
+    assert not (store / "chunk-000006.safetensors").exists()
+    (tmp_path / "away").rename(tmp_path / "other")
+    _good(run_tool(*command), "1 FAILED")
+
+
 def test_an_image_that_is_missing_among_others_fails_and_is_tried_again(run_tool, start_command, command, photos, tmp_path):
     listing = tmp_path / "some.txt"
     listing.write_text("".join(f"photos/{number:02d}.jpg\n" for number in range(30)))
@@ -235,7 +256,7 @@ def test_where_all_fails_the_status_is_not_0(run_tool, command, weights, photos,
     _bad(run_tool(*command), *said)
     assert (FeatureStore(tmp_path / "out" / "photos").status != 0).all()
     _bad(run_tool(*command), *said)
-    _bad(run_tool(*command, "--check"), "every image failed")
+    _bad(run_tool(*command, "--check"), "all 30 images of ")
     broken = torch.load(weights)
     name = [name for name in broken if name.endswith("weight")][7]
     broken[name].view(-1)[3] = torch.nan
