@@ -1,5 +1,5 @@
 #!/bin/sh
-# Extract descriptors on all GPUs: sh scripts/run_extractor.sh FILE [KEY VALUE ...]
+# Extract descriptors on all GPUs: sh scripts/run_extractor.sh FILE [--retry-failed] [KEY VALUE ...]
 #
 # One worker per GPU; without any, NPROC workers (default 1) on the CPU. NPROC also takes fewer GPUs than
 # there are. The same command goes on where it was stopped. On several nodes that share INFER.OUT_DIR
@@ -8,7 +8,7 @@
 # Ends with status 0 only if the stores are whole; else it names what is missing.
 set -u
 if [ $# -lt 1 ]; then
-    echo "usage: sh scripts/run_extractor.sh FILE [KEY VALUE ...]" >&2
+    echo "usage: sh scripts/run_extractor.sh FILE [--retry-failed] [KEY VALUE ...]" >&2
     exit 2
 fi
 TOOLS="$(dirname "$0")/../tools"

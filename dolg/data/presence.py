@@ -1,4 +1,4 @@
-"""Files looked at, many at once, as each waits for the disk or the network."""
+"""What the file system says of files: of many at once, as each waits for the disk or the network."""
 import hashlib
 import os
 import stat
@@ -20,8 +20,23 @@ def are_there(path: Callable[[int], str | os.PathLike], count: int, what: str,
 
     `progress` shows a bar on a terminal, named `what`.
     """
-    found = _looked_at(lambda place: _is_there(path(place)), range(count), what, progress)
-    return np.fromiter(found, bool, count)
+    return of_each(lambda place: _is_there(path(place)), np.zeros(count, bool), what, progress)
+
+
+def of_each(look: Callable[[int], object], out: np.ndarray, what: str, progress: bool) -> np.ndarray:
+    """`out`, with `look(i)` as its row i."""
+    for place, found in enumerate(_looked_at(look, range(len(out)), what, progress)):
+        out[place] = found
+    return out
+
+
+def size_and_time(file: str | os.PathLike) -> tuple[int, int]:
+    """A file's size in bytes and time of change in ns; -1 where it is not there."""
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):       # ValueError: a zero byte in the path
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def same_contents(path: Callable[[int], str | os.PathLike], count: int, what: str,
@@ -42,13 +57,13 @@ def same_contents(path: Callable[[int], str | os.PathLike], count: int, what: st
 def _looked_at(look: Callable[[int], object], places: Sequence[int], what: str,
                progress: bool) -> Iterator:
     """What `look` returns for each of `places`, in their order."""
-    starts, silent = range(0, len(places), _BLOCK), None if progress else True
+    block = min(_BLOCK, -(-len(places) // _THREADS) or 1)
+    starts, silent = range(0, len(places), block), None if progress else True
     with ThreadPoolExecutor(_THREADS) as threads, \
             tqdm(desc=what, total=len(places), unit="image", leave=False, disable=silent) as bar:
-        blocks = threads.map(lambda start: [look(place) for place in places[start:start + _BLOCK]], starts)
-        for block in blocks:
-            yield from block
-            bar.update(len(block))
+        for found in threads.map(lambda start: [look(place) for place in places[start:start + block]], starts):
+            yield from found
+            bar.update(len(found))
 
 
 def _alike(group: list[int], found: dict[int, Hashable]) -> list[list[int]]:
@@ -61,10 +76,8 @@ def _alike(group: list[int], found: dict[int, Hashable]) -> list[list[int]]:
 
 
 def _size(file: str | os.PathLike) -> int | None:
-    try:
-        return os.stat(file).st_size
-    except (OSError, ValueError):
-        return None
+    size, _ = size_and_time(file)
+    return None if size < 0 else size
 
 
 def _end(file: str | os.PathLike) -> bytes | None:

@@ -30,6 +30,7 @@ def build_extractor(cfg) -> tuple[Extractor, dict]:
     local = _local_settings(cfg, model)
     weights = _weights_file(cfg)
     say(load_weights(model, weights))
+    _check_finite(model, weights)
     whitening = local_whitening = None
     if cfg.INFER.WHITENING:
         whitening = Whitening.load(cfg.INFER.WHITENING, model.dim)
@@ -57,6 +58,15 @@ def _tell_of_whitening(cfg, provenance: dict) -> None:
         if file and (differing := learned_from_others(file, unwhitened, local)):
             say(f"WARNING: {file} was learned from descriptors that were made with different {differing} "
                 "here")
+
+
+def _check_finite(model: nn.Module, weights: Path) -> None:
+    """Raise UserError for weights of a training that went wrong: they make no descriptor."""
+    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise UserError(f"{weights}: {broken[0]} has values that are NaN or infinite"
+                        + (f", as have {len(broken) - 1} other tensors" if broken[1:] else "")
+                        + ": take the checkpoint of an earlier epoch")
 
 
 def _weights_file(cfg) -> Path:

@@ -18,8 +18,9 @@ from dolg.errors import UserError
 from dolg.features.builders import build_extractor
 from dolg.features.decoding import Decoded
 from dolg.features.extract import ChunkResult, Extractor
+from dolg.features.resuming import open_writer
 from dolg.features.sources import ImageSource
-from dolg.features.store import FeatureStore, LocalTable, StoreWriter
+from dolg.features.store import FeatureStore, LocalTable
 
 # A path, a PIL image, uint8 (H,W,3) or (H,W) as NumPy has it, uint8 (3,H,W) as PyTorch has it; RGB
 AnyImage = str | PathLike | Image.Image | np.ndarray | torch.Tensor
@@ -76,10 +77,11 @@ class Describer:
 
     def extract(self, folder: str | Path, source: ImageSource) -> FeatureStore:
         """A store in `folder` of the images of `source`, with local features where INFER.LOCAL says so;
-        what is in there already is kept. Images that fail are marked in the store."""
-        settings = {**self.settings, "images_digest": source.digest(), "cropped": bool(source.boxes)}
-        writer = StoreWriter(folder, source.names, self.dim, self.cfg.INFER.CHUNK_SIZE, settings,
-                             self.extractor.local_dim, self.cfg.INFER.LOCAL_DTYPE)
+        what is in there already is kept, and images that it lacks come after those that it has. Images that
+        fail are marked in the store. Raises UserError where files have changed since they were described."""
+        settings = {**self.settings, "cropped": bool(source.boxes)}
+        writer, source = open_writer(Path(folder), source, self.dim, self.cfg.INFER.CHUNK_SIZE, settings,
+                                     self.extractor.local_dim, self.cfg.INFER.LOCAL_DTYPE)
         writer.create()
         self.extractor.fill(writer, source, writer.missing_chunks())
         return FeatureStore(folder)

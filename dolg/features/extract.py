@@ -102,15 +102,16 @@ class Shares:
 
 class Order:
     """The images of some chunks, as a sampler that takes a chunk when its first image is asked for;
-    `begun` are the chunks taken."""
+    `begun` are the chunks taken, each with its images."""
 
-    def __init__(self, chunks: Iterable[int], rows: Callable[[int], range]):
-        self.chunks, self.rows, self.begun = chunks, rows, deque()
+    def __init__(self, chunks: Iterable[int], images: Callable[[int], Sequence[int]]):
+        self.chunks, self.images, self.begun = chunks, images, deque()
 
     def __iter__(self) -> Iterator[int]:
         for chunk in self.chunks:
-            self.begun.append(chunk)
-            yield from self.rows(chunk)
+            images = self.images(chunk)
+            self.begun.append((chunk, images))
+            yield from images
 
 
 @dataclass
@@ -122,6 +123,7 @@ class ChunkResult:
         errors: the reason of each row that failed.
         sizes: (width, height) of each decoded row.
         corners: of each decoded row.
+        stamps: (count,3) int64, of each row's file; see `dolg.features.decoding.Decoded`.
         pieces: rows and what `describe_all` gives of them; the descriptors on the model's device.
     """
 
@@ -130,6 +132,9 @@ class ChunkResult:
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     corners: dict[int, tuple[int, int]] = field(default_factory=dict)
     pieces: list[tuple] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.stamps = np.full((self.count, 3), -1, np.int64)
 
     def global_table(self, dim: int) -> np.ndarray:
         """Descriptors (count,dim); rows that failed are NaN, and in `errors`."""
@@ -212,24 +217,24 @@ class Extractor:
         first = next(chunks, None)
         if first is None:
             return
-        order = Order(chain([first], chunks), writer.rows)
-        images = self.decoded(source, order)
+        order = Order(chain([first], chunks), writer.images_to_do)
+        images = self.decoded(source, order, writer.described)
 
-        def write(chunk: int, result: ChunkResult) -> None:
+        def write(chunk: int, described: Sequence[int], result: ChunkResult) -> None:
             table = result.global_table(writer.dim)
             local = result.local_table(writer.local_dim) if self.local else None
-            writer.write_chunk(chunk, table, result.errors, local)
+            writer.write_chunk(chunk, table, result.errors, local, stamps=result.stamps, images=described)
             on_chunk(chunk)
 
         writing: Future | None = None
         with ThreadPoolExecutor(1) as thread:
             while (image := self._next(images)) is not None:
-                chunk = order.begun.popleft()
+                chunk, described = order.begun.popleft()
                 result = self._chunk(chain([image], iter(lambda: self._next(images), None)),
-                                     len(writer.rows(chunk)), on_batch)
+                                     len(described), on_batch)
                 if writing:
                     writing.result()
-                writing = thread.submit(write, chunk, result)
+                writing = thread.submit(write, chunk, described, result)
                 del result      # what it holds on the device is free once it is written
             if writing:
                 writing.result()
@@ -250,10 +255,12 @@ class Extractor:
         """All that is found of the next `count` of decoded images."""
         return self._chunk(iter(lambda: self._next(images), None), count, on_batch)
 
-    def decoded(self, source: ImageSource, order: Iterable[int]) -> Iterator[Decoded]:
-        """The images of a source in an order, decoded by the worker processes."""
+    def decoded(self, source: ImageSource, order: Iterable[int],
+                described: Sequence[int] = ()) -> Iterator[Decoded]:
+        """The images of a source in an order, decoded by the worker processes; of `described` it is known
+        that they were there."""
         return decoded_images(source, order, self.max_pixels, self.workers,
-                              self.device.type == "cuda", self.worker_init)
+                              self.device.type == "cuda", self.worker_init, described)
 
     def _next(self, images: Iterator[Decoded]) -> Decoded | None:
         start = time.perf_counter()
@@ -283,6 +290,7 @@ class Extractor:
 
         for row in range(count):
             image = next(images)
+            result.stamps[row] = image.stamp
             if isinstance(image.pixels, ImageError):
                 if self.strict or image.pixels.passing:
                     raise image.pixels

@@ -1,11 +1,9 @@
 """What is in a feature store, finished or not."""
 import json
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from dolg.errors import UserError
-from dolg.features.claims import read_holder
+from dolg.features.claims import claimants
 from revisitop.printing import one_line
 from revisitop.settings import settings_digest
 from revisitop.stores import Chunk, StoreError, chunk_name, present_chunks, read_manifest
@@ -43,7 +41,7 @@ def describe_store(path: Path) -> str:
     lines += [f"  {key:<12} {_short(value)}" for key, value in manifest.items()
               if key not in ("format", "version", "count", "dim", "chunk_size", "local_dim",
                              "local_dtype")]
-    lines += [f"  {worker}" for worker in _workers(path / ".claims")]
+    lines += [f"  at work      {worker}" for worker in claimants(path / ".claims")]
     lines += _listed("failed", failed) + (_listed("warnings", warned) if warned else [])
     return "\n".join(map(one_line, lines + [f"  damaged      {problem}" for problem in damaged]))
 
@@ -64,18 +62,6 @@ def _listed(what: str, images: list[tuple[str, str]]) -> list[str]:
     more = [f"    ... and {len(images) - _SHOWN} more"] if len(images) > _SHOWN else []
     return [f"  {what:<12} {len(images)}" + (" images:" if images else ""),
             *(f"    {name}: {reason}" for name, reason in images[:_SHOWN]), *more]
-
-
-def _workers(folder: Path) -> list[str]:
-    """A line for each worker that has chunks claimed."""
-    claimed: dict[str, list[str]] = {}
-    for claim in sorted(folder.glob("chunk-*")):
-        with suppress(FileNotFoundError):       # given up meanwhile
-            holder, seen = read_holder(claim), time.time() - claim.stat().st_mtime
-            who = (f"at work      {holder['machine'].split()[0]}, process {holder['pid']}, seen "
-                   f"{seen:.0f} s ago: ")
-            claimed.setdefault(who, []).append(claim.name)
-    return [who + ", ".join(names) for who, names in claimed.items()]
 
 
 def _short(value) -> str:

@@ -5,8 +5,8 @@
         global   float32 (n,D)  descriptors; NaN where the image failed
         status   uint8 (n,)     0: fine, 1: failed
         sums     uint32 (n,)    of each row's bits, see revisitop.stores.row_sums; older stores have none
-        stamps   int64 (n,2)    size in bytes and time of change in ns of each image file, -1 where unknown;
-                                older stores have none
+        stamps   int64 (n,3)    size in bytes, time of change in ns and CRC-32 of each image file, -1 where
+                                unknown; older stores have none
         metadata "images"       JSON {"seal": SHA-256 of the header, "store": SHA-256 of what the manifest
                                 says of how all was made, "index": the chunk's (revisitop.stores explains
                                 these three, which older stores lack), "names": [...],
@@ -32,7 +32,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 import revisitop.stores
@@ -47,6 +47,8 @@ FAILED = 1
 # Recorded, but another value makes no other store: what is known of the images' data set, which may be
 # prepared later, or anew; and the keys of config_digest, for reading, which older stores lack
 _NOTED = {"data", "config"}
+# Of a store to which images are added these change
+_OF_THE_LIST = {"count", "images_digest"}
 # int8 descriptors are from -127 to 127; what divides them is no less than float16's least number
 _LEVELS, _LEAST = 127, 2.0 ** -24
 
@@ -200,13 +202,17 @@ class StoreWriter:
         local_dim, local_dtype: of the local features, with 0: none, and "float16" or "int8".
         provenance: what made the descriptors (settings, digests), recorded in the manifest; its "data"
             is what is known of the images' data set.
+        grows: the store may have the first of these images only; `create` then adds the others.
+
+    `described` are images that earlier runs have described without a fault, as whoever opens the store again
+    may find out.
 
     Raises UserError where `path` holds a store of other images or settings, naming them, or a chunk that is
     damaged or of another store.
     """
 
     def __init__(self, path: str | Path, names: Sequence[str], dim: int, chunk_size: int,
-                 provenance: dict, local_dim: int = 0, local_dtype: str = "float16"):
+                 provenance: dict, local_dim: int = 0, local_dtype: str = "float16", grows: bool = False):
         self.path, self.names, self.dim, self.chunk_size = Path(path), names, dim, chunk_size
         self.local_dim, self.local_dtype = local_dim, local_dtype
         manifest = {"format": FORMAT, "version": VERSION, "count": len(names), "dim": dim,
@@ -216,15 +222,19 @@ class StoreWriter:
         # As JSON gives it back, so that tuples and lists compare equal
         self.manifest = json.loads(json.dumps(manifest))
         self._file = self.path / "manifest.json"
+        # Of written chunks that lack images: the file, and these images
+        self._unfinished: dict[int, tuple[tuple, list[int]]] = {}
+        self.grows, self.described = grows, np.empty(0, np.int64)
         self._check_same()
         self._check_chunks()
 
     def create(self) -> None:
-        """Make the folder and its manifest, if they are not there."""
+        """Make the folder and its manifest, if they are not there, or not of all images yet."""
         if self._file.exists():
             self._check_same()      # another may have made it since
-        else:
+        if self.grows or not self._file.exists():
             write_atomically(self._file, json.dumps(self.manifest, indent=1) + "\n")
+            self.grows = False
 
     @property
     def num_chunks(self) -> int:
@@ -238,33 +248,55 @@ class StoreWriter:
         start = index * self.chunk_size
         return range(start, min(start + self.chunk_size, len(self.names)))
 
+    def describe_again(self, index: int, images: Sequence[int]) -> None:
+        """Take a chunk that is there for missing until these images of it are written as well, by whomever."""
+        self._unfinished[index] = self._file_of(index), sorted(images)
+
     def is_written(self, index: int) -> bool:
-        """Whether a chunk is there."""
-        return self.chunk_file(index).exists()
+        """Whether a chunk is there, with all images that it is to have."""
+        file = self._file_of(index)
+        return file is not None and self._unfinished.get(index, (None,))[0] != file
+
+    def images_to_do(self, index: int) -> Sequence[int]:
+        """The images of a missing chunk that are to be described."""
+        file = self._file_of(index)
+        return self._unfinished[index][1] if file and index in self._unfinished else self.rows(index)
 
     def missing_chunks(self) -> list[int]:
         """The chunks that are still to be computed."""
         there = set(os.listdir(self.path)) if self.path.exists() else set()
-        return [i for i in range(self.num_chunks) if self.chunk_file(i).name not in there]
+        return [i for i in range(self.num_chunks) if self.chunk_file(i).name not in there
+                or i in self._unfinished and not self.is_written(i)]
 
     def count_written(self) -> int:
-        """Images in the chunks that are there."""
-        missing = sum(len(self.rows(index)) for index in self.missing_chunks())
+        """Images that are there."""
+        missing = sum(len(self.images_to_do(index)) for index in self.missing_chunks())
         return len(self.names) - missing
+
+    def _file_of(self, index: int) -> tuple | None:
+        """What tells a chunk's file from one that is put in its place."""
+        try:
+            found = os.stat(self.chunk_file(index))
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def write_chunk(self, index: int, descriptors: np.ndarray, errors: dict[int, str],
                     local: LocalTable | None = None, warnings: Mapping[int, str] = MappingProxyType({}),
-                    stamps: np.ndarray | None = None) -> None:
+                    stamps: np.ndarray | None = None, images: Sequence[int] | None = None) -> None:
         """Write a chunk's descriptors (n,D).
 
         `errors` gives the reason for each failed row, `warnings` what is to be said of some rows that were
-        described all the same; `stamps` (n,2) int64 are the files' sizes and times.
+        described all the same; `stamps` (n,3) int64 are the files' sizes, times and CRC-32. With `images`
+        all of these are of some of the chunk's images alone, the others being kept as they are. Raises
+        StoreError where the chunk that has them is damaged.
         """
         self.create()
         rows = self.rows(index)
-        assert descriptors.shape == (len(rows), self.dim), (descriptors.shape, len(rows), self.dim)
+        count = len(rows if images is None else images)
+        assert descriptors.shape == (count, self.dim), (descriptors.shape, count, self.dim)
         assert (local is not None) == bool(self.local_dim)
-        table, status = np.array(descriptors, np.float32), np.zeros(len(rows), np.uint8)
+        table, status = np.array(descriptors, np.float32), np.zeros(count, np.uint8)
         for row in errors:
             table[row], status[row] = np.nan, FAILED
         tensors = {"global": table, "status": status}
@@ -272,18 +304,26 @@ class StoreWriter:
             tensors["stamps"] = stamps.astype(np.int64)
         if local is not None:
             tensors.update(_local_tensors(local, self.local_dtype))
+        if count < len(rows):
+            here = [image - rows.start for image in images]
+            before = Written.read(self.chunk_file(index), whole=True)
+            tensors = _spliced(before.tensors, tensors, here, len(rows))
+            errors, warnings = (
+                {**{int(row): text for row, text in old.items() if int(row) not in here},
+                 **{here[row]: text for row, text in new.items()}}
+                for old, new in ((before.errors, errors), (before.warnings, warnings)))
         tensors["sums"] = row_sums(tensors["global"], tensors["status"])
         # safetensors writes the memory that a view is of
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         store = settings_digest(read_manifest(self.path), self.names[0])
-        images = {"seal": NO_SEAL, "store": store, "index": index,
-                  "names": [self.names[i] for i in rows],
-                  "errors": {str(row): errors[row] for row in sorted(errors)},
-                  **({"warnings": {str(row): warnings[row] for row in sorted(warnings)}} if warnings else {}),
-                  "digest": _digest(tensors)}
+        about = {"seal": NO_SEAL, "store": store, "index": index,
+                 "names": [self.names[i] for i in rows],
+                 "errors": {str(row): errors[row] for row in sorted(errors)},
+                 **({"warnings": {str(row): warnings[row] for row in sorted(warnings)}} if warnings else {}),
+                 "digest": _digest(tensors)}
         # One metadata entry: safetensors writes several in no fixed order, and equal chunks
         # are to be equal files
-        content = sealed(save(tensors, metadata={"images": json.dumps(images)}))
+        content = sealed(save(tensors, metadata={"images": json.dumps(about)}))
         try:
             write_atomically(self.chunk_file(index), content)
         except FileNotFoundError:
@@ -301,10 +341,13 @@ class StoreWriter:
             before = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file} cannot be read ({error}): delete the folder") from None
+        if not isinstance(before, dict):
+            raise UserError(f"{file} is not a manifest of a feature store: delete the folder")
+        aside = _NOTED | _OF_THE_LIST if self.grows else _NOTED
         changed = [f"{key} was {_short(before.get(key))}, is {_short(manifest.get(key))}"
-                   for key in sorted((set(before) | set(manifest)) - _NOTED)
+                   for key in sorted((set(before) | set(manifest)) - aside)
                    if before.get(key) != manifest.get(key)]
         if changed:
             raise UserError(f"{file.parent} was made by other settings: {'; '.join(changed)}. "
@@ -320,6 +363,69 @@ class StoreWriter:
                 Chunk(str(self.chunk_file(index)), None, self.dim, (digest, index))
         except StoreError as error:
             raise UserError(str(error)) from None
+
+
+@dataclass
+class Written:
+    """What a chunk's file says of its images, finished or not.
+
+    Attributes:
+        names: (n) of them.
+        status: (n,) uint8, 0: fine.
+        stamps: (n,3) int64, see above; -1 in older stores.
+        errors, warnings: by the row, as text.
+        tensors: all of them, if asked for.
+    """
+
+    names: list[str]
+    status: np.ndarray
+    stamps: np.ndarray
+    errors: dict[str, str]
+    warnings: dict[str, str]
+    tensors: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, file: Path, whole: bool = False) -> "Written":
+        """Of a file; `whole` reads all tensors, and compares their digest. Raises StoreError where it is
+        damaged."""
+        try:
+            with safe_open(file, framework="numpy") as content:
+                about = json.loads(content.metadata()["images"])
+                tensors = {name: content.get_tensor(name) for name in content.keys()
+                           if whole or name in ("status", "stamps")}
+            names, count = about["names"], len(tensors["status"])
+            stamps = tensors.get("stamps", np.full((count, 3), -1))
+            if len(names) != count or stamps.shape != (count, 3):
+                raise ValueError(f"{len(names)} names, {count} states, {stamps.shape} stamps")
+            found = cls(names, tensors["status"], stamps, about.get("errors") or {},
+                        about.get("warnings") or {}, tensors)
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise StoreError(f"{file} is damaged ({error}): delete it and extract again") from None
+        if whole and about.get("digest") not in (None, _digest(tensors)):
+            raise StoreError(f"{file} is damaged: its contents have another digest than when it was written; "
+                             "delete it and extract again")
+        return found
+
+
+def _spliced(old: dict[str, np.ndarray], new: dict[str, np.ndarray], rows: Sequence[int],
+             count: int) -> dict[str, np.ndarray]:
+    """A chunk's tensors for `count` images: `rows` as in `new`, which has no others, the rest as in `old`."""
+    # Of each image: where it lies in both tables, one after the other
+    source = np.arange(count)
+    source[list(rows)] = len(old["status"]) + np.arange(len(rows))
+    assert set(range(len(old["status"]), count)) <= set(rows), (len(old["status"]), rows, count)
+    old = {"stamps": np.full((len(old["status"]), 3), -1), **old}
+    both = {name: np.concatenate([old[name], tensor]) for name, tensor in new.items()
+            if name != "local_offsets"}
+    spliced = {name: tensor[source] for name, tensor in both.items() if not name.startswith("local_")}
+    if "local_offsets" in new:
+        counts = np.concatenate([np.diff(old["local_offsets"]), np.diff(new["local_offsets"])])
+        starts = np.cumsum(counts) - counts
+        features = np.concatenate([np.arange(starts[image], starts[image] + counts[image])
+                                   for image in source]).astype(np.int64)
+        spliced["local_offsets"] = np.cumsum([0, *counts[source]]).astype(np.int64)
+        spliced.update((name, tensor[features]) for name, tensor in both.items() if name.startswith("local_"))
+    return spliced
 
 
 def _digest(tensors: dict[str, np.ndarray]) -> str:

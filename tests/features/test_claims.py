@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -67,6 +68,32 @@ def test_a_claim_emptied_by_a_power_failure_ends_with_its_lease(tmp_path):
     assert not mine.take(1)
     _last_seen(other, 80)
     assert mine.take(1)
+
+
+def test_a_clock_that_was_set_back(tmp_path, monkeypatch):
+    """A claim from the future holds while it changes, and a lease longer."""
+    other, mine = Claims(tmp_path, 60), Claims(tmp_path, 60)
+    other._me.write_text(json.dumps({"machine": "elsewhere", "pid": 1, "started": None}))
+    assert other.take(1)
+    now, clock = time.monotonic(), time.time()
+    for seconds, ahead in ((0, 3600), (50, 3600), (55, 3610), (110, 3610)):
+        os.utime(other._me, (clock + ahead, clock + ahead))
+        monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
+        assert not mine.take(1), seconds
+    monkeypatch.setattr(time, "monotonic", lambda: now + 116)
+    assert mine.take(1)
+
+
+def test_a_folder_that_is_removed_is_made_anew(tmp_path):
+    mine = Claims(tmp_path / "claims", 0.001)
+    assert mine.take(1)
+    shutil.rmtree(tmp_path / "claims")
+    time.sleep(0.01)
+    mine.renew()
+    # What it holds it holds again
+    assert (tmp_path / "claims" / "chunk-000001").samefile(mine._me)
+    shutil.rmtree(tmp_path / "claims")
+    assert mine.take(2)
 
 
 def _take_all(folder, chunks, barrier, queue):
