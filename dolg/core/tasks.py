@@ -53,6 +53,10 @@ class Task(ABC):
     def name(self, index: int) -> str:
         """The image of an index in a batch."""
 
+    def warnings(self) -> dict[int, str]:
+        """What images that this process read in the last epoch lack, by their index."""
+        return {}
+
 
 class _ImagesTask(Task):
     """Of batches of `images`."""
@@ -62,6 +66,9 @@ class _ImagesTask(Task):
 
     def name(self, index: int) -> str:
         return self.images.name(index)
+
+    def warnings(self) -> dict[int, str]:
+        return self.loader.warnings
 
 
 class ImageTask(_ImagesTask):
@@ -167,7 +174,8 @@ def _open_images(cfg, num_classes: int | None = None):
 def _image_loader(cfg, images, sampler, input_spec, device: torch.device) -> StepLoader:
     dataset = TrainingImages(
         images, cfg.TRAIN.IM_SIZE, cfg.TRAIN.CROP_AREA, cfg.RNG_SEED, cfg.TRAIN.LIGHTING,
-        cfg.TRAIN.RESIZE, cfg.DATA_LOADER.REDUCED_DECODE, cfg.DATA_LOADER.ON_DEVICE)
+        cfg.TRAIN.RESIZE, cfg.DATA_LOADER.REDUCED_DECODE, cfg.DATA_LOADER.ON_DEVICE,
+        cfg.INFER.MAX_PIXELS, cfg.DATA_LOADER.TRUNCATED == "lenient")
     pin = cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda"
     return StepLoader(dataset, sampler, input_spec, workers_of(cfg), pin, device)
 

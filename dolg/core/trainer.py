@@ -34,6 +34,8 @@ from dolg.errors import UserError
 from dolg.files import write_atomically
 from dolg.losses.shards import sharded_parameters
 
+_NAMED = 3
+
 
 def train(cfg) -> None:
     """Train as `cfg` says, from the newest whole checkpoint in OUT_DIR if there is one."""
@@ -118,7 +120,16 @@ class Trainer:
         say(f"epoch {epoch + 1}/{self.cfg.OPTIM.MAX_EPOCH}: {in_words(figures)}, "
             f"{figures['images_per_s']:.0f} images/s, waiting for data "
             f"{figures['data_wait']:.0%}")
+        self._say_warnings()
         return True
+
+    def _say_warnings(self) -> None:
+        """Name the images of the epoch that are cut short (each process must call this)."""
+        cut = sorted(set().union(*gather(list(self.task.warnings()))))
+        if cut:
+            names = ", ".join(self.task.name(index) for index in cut[:_NAMED])
+            say(f"  WARNING: {len(cut)} images are cut short, and what is missing of them is filled in "
+                f"(DATA_LOADER.TRUNCATED): {names}{', ...' if len(cut) > _NAMED else ''}")
 
     def step(self, batch) -> dict[str, torch.Tensor]:
         """One update by a batch of the task's; its figures, on the device."""

@@ -95,8 +95,9 @@ class HeldOut:
         self.images = open_checked(cfg, cfg.TEST.DATASET, cfg.TEST.SPLIT, classes)
         # Never decoded at reduced size: what is measured has to be what it always was
         dataset = CentredImages(self.images, cfg.TEST.IM_SIZE, cfg.TRAIN.IM_SIZE,
-                                square=cfg.TRAIN.RESIZE > 0,
-                                on_device=cfg.DATA_LOADER.ON_DEVICE)
+                                square=cfg.TRAIN.RESIZE > 0, on_device=cfg.DATA_LOADER.ON_DEVICE,
+                                max_pixels=cfg.INFER.MAX_PIXELS,
+                                lenient=cfg.DATA_LOADER.TRUNCATED == "lenient")
         sampler = StepSampler(len(self.images), cfg.TEST.BATCH_SIZE, rank(), world_size(),
                               cfg.RNG_SEED, shuffle=False)
         pin = cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda"
@@ -123,7 +124,8 @@ class Revisited:
         extractor = Extractor(module.model, cfg.TEST.SCALES, PRECISIONS[cfg.PRECISION],
                               cfg.INFER.BATCH_PIXELS, workers_of(cfg), cfg.INFER.MAX_PIXELS,
                               strict=True, side=cfg.INFER.SIZE, worker_init=leave_signals,
-                              pooling=cfg.INFER.SCALE_POOLING)
+                              pooling=cfg.INFER.SCALE_POOLING,
+                              lenient=cfg.DATA_LOADER.TRUNCATED == "lenient")
         return revisited_map(extractor, self.sources, self.truth)
 
 

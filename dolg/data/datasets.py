@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from dolg.data.augment import (View, centre_view, random_square_view, random_view, render,
                                render_quickly, square_view)
 from dolg.data.boxes import pixels_inside
-from dolg.data.decode import ImageError, decode, read_header
+from dolg.data.decode import MAX_PIXELS, ImageError, decode, read_header
 from dolg.data.image_list import ImageList
 from dolg.data.shards import ImageShards
 from dolg.errors import UserError
@@ -25,12 +25,14 @@ class Sample(NamedTuple):
             it, uint8 (3,H,W); or, where it is to decode as well, a JPEG file's bytes (n,) uint8.
         view: what of the pixels is seen, or was.
         label, index: the image's class, and its place in the list.
+        warning: what the image lacks; empty: nothing.
     """
 
     pixels: torch.Tensor
     view: View
     label: int
     index: int
+    warning: str = ""
 
 
 class _Views(Dataset):
@@ -44,41 +46,44 @@ class _Views(Dataset):
             quickly.
         on_device: what is left to the device: "" (nothing), "augment" (rendering the view) or
             "decode" (decoding plain, upright JPEGs, at their full size, and rendering).
+        max_pixels, lenient: see `read_header`.
     """
 
-    def __init__(self, images: ImageList | ImageShards, size: int, reduced: bool, on_device: str):
+    def __init__(self, images: ImageList | ImageShards, size: int, reduced: bool, on_device: str,
+                 max_pixels: int, lenient: bool):
         assert on_device in ("", "augment", "decode"), on_device
         self.images, self.size = images, size
         self.boxes = images.boxes if isinstance(images, ImageList) else None
         self.reduced, self.on_device = reduced, on_device
+        self.max_pixels, self.lenient = max_pixels, lenient
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
         """The image `index` as `epoch` sees it; `key` is (epoch, index)."""
         epoch, index = key
         try:
-            pixels, view = self._load(epoch, index)
+            pixels, view, warning = self._load(epoch, index)
         except ImageError as error:
             return error
         if not self.on_device:
             pixels = (render_quickly if self.reduced else render)(pixels, view)
-        return Sample(pixels, view, int(self.images.labels[index]), index)
+        return Sample(pixels, view, int(self.images.labels[index]), index, warning)
 
-    def _load(self, epoch: int, index: int) -> tuple[torch.Tensor, View]:
-        """Pixels, or bytes, and the view of them."""
+    def _load(self, epoch: int, index: int) -> tuple[torch.Tensor, View, str]:
+        """Pixels, or bytes, the view of them, and what they lack."""
         name, data = self.images.name(index), self.images.read(index)
-        header = read_header(name, data)
+        header = read_header(name, data, self.max_pixels, self.lenient)
         if header.kind == "JPEG":
             # Drawn from the size at which it is stored, whatever size it will be decoded at
             view = self._view(epoch, index, header.height, header.width)
             if self.on_device == "decode" and header.plain and header.orientation == 1:
-                return torch.frombuffer(bytearray(data), dtype=torch.uint8), view
+                return torch.frombuffer(bytearray(data), dtype=torch.uint8), view, ""
             n = view.reduction() if self.reduced and header.plain else 1
             pixels, view = decode(name, data, header, n), view.reduced(n)
         else:
             pixels = decode(name, data, header)
             view = self._view(epoch, index, *pixels.shape[1:])
         # What nobody will look at need not travel
-        return view.cut_from(pixels) if self.on_device else (pixels, view)
+        return (*(view.cut_from(pixels) if self.on_device else (pixels, view)), header.warning)
 
     def _view(self, epoch: int, index: int, height: int, width: int) -> View:
         """The view of image `index`, of height x width pixels, or of what its box leaves of it."""
@@ -95,7 +100,7 @@ class TrainingImages(_Views):
     """Random views of images; an unreadable image comes as its ImageError.
 
     Args:
-        images, size, reduced, on_device: see `_Views`.
+        images, size, reduced, on_device, max_pixels, lenient: see `_Views`.
         min_area: least share of the image that a crop takes.
         seed: with epoch and index, it determines the view.
         lighting: standard deviation of the colours' noise; 0: none.
@@ -104,8 +109,8 @@ class TrainingImages(_Views):
 
     def __init__(self, images: ImageList | ImageShards, size: int, min_area: float, seed: int,
                  lighting: float = 0.1, resize: int = 0, reduced: bool = False,
-                 on_device: str = ""):
-        super().__init__(images, size, reduced, on_device)
+                 on_device: str = "", max_pixels: int = MAX_PIXELS, lenient: bool = True):
+        super().__init__(images, size, reduced, on_device, max_pixels, lenient)
         if 0 < resize < size:
             raise UserError(f"TRAIN.RESIZE is {resize}, too small for crops of TRAIN.IM_SIZE "
                             f"{size}: give at least {size}, or 0")
@@ -124,12 +129,13 @@ class CentredImages(_Views):
     `square` the whole image instead. An unreadable image comes as its ImageError.
 
     Args:
-        images, size, reduced, on_device: see `_Views`.
+        images, size, reduced, on_device, max_pixels, lenient: see `_Views`.
     """
 
     def __init__(self, images: ImageList | ImageShards, short_side: int, size: int,
-                 square: bool = False, reduced: bool = False, on_device: str = ""):
-        super().__init__(images, size, reduced, on_device)
+                 square: bool = False, reduced: bool = False, on_device: str = "",
+                 max_pixels: int = MAX_PIXELS, lenient: bool = True):
+        super().__init__(images, size, reduced, on_device, max_pixels, lenient)
         self.short_side, self.square = short_side, square
 
     def view(self, epoch: int, index: int, height: int, width: int) -> View:

@@ -209,15 +209,12 @@ def decode(path: str | Path, data: bytes, header: Header, reduction: int = 1) ->
     Raises ImageError where the file is damaged or, if it is no JPEG, cut short.
     """
     if header.kind != "JPEG":
-        try:
-            return _opencv(path, _whole(header, data), cv2.IMREAD_COLOR_RGB)
-        except ValueError as error:
-            raise ImageError(path, str(error)) from None
+        return _opencv(path, _whole(path, data, header), cv2.IMREAD_COLOR_RGB)
     if reduction > 1:
         assert header.plain, f"{path} is no plain JPEG"
         image = _decode_reduced(path, data, header, reduction)
     elif header.warning:        # torchvision refuses it
-        image = _opencv(path, data + _ENDS, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = _opencv(path, readable(path, data, header), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     else:
         image = decode_jpeg(path, torch.from_numpy(np.frombuffer(data, np.uint8).copy()))
     return _upright(image, header.orientation)
@@ -261,16 +258,28 @@ def _opencv(path: str | Path, data: bytes, flags: int) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _whole(header: Header, data: bytes) -> bytes:
-    """The bytes of a file other than a JPEG, as OpenCV is to see them. Raises ValueError where it is cut
-    short, of which some versions of OpenCV say nothing."""
-    if header.kind == "PNG":
-        return whole_png(data)
-    if header.kind == "WEBP":
-        check_webp(data)
-    elif header.kind != "AVIF":
-        _with_pillow(header.kind, data, _load)
-    return data
+def readable(path: str | Path, data: bytes, header: Header) -> bytes:
+    """The bytes of a file without what decoders stumble over though the pixels are there: the end of a cut
+    JPEG, side chunks of a PNG. Raises ImageError for a PNG or WebP that is damaged or cut short."""
+    try:
+        if header.kind == "PNG":
+            return whole_png(data)
+        if header.kind == "WEBP":
+            check_webp(data)
+    except ValueError as error:
+        raise ImageError(path, str(error)) from None
+    return data + _ENDS if header.warning else data
+
+
+def _whole(path: str | Path, data: bytes, header: Header) -> bytes:
+    """`readable` bytes of a file other than a JPEG. Raises ImageError where it is cut short, of which some
+    versions of OpenCV say nothing."""
+    if header.kind not in ("PNG", "WEBP", "AVIF"):
+        try:
+            _with_pillow(header.kind, data, _load)
+        except ValueError as error:
+            raise ImageError(path, str(error)) from None
+    return readable(path, data, header)
 
 
 def _load(image: Image.Image) -> None:

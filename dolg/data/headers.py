@@ -23,6 +23,7 @@ _MOST_PARTS = 10 ** 6
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
 _EXIF = b"Exif\0\0"
 
 
@@ -102,15 +103,16 @@ def png_chunks(data: bytes) -> Iterator[Chunk]:
 
 
 def whole_png(data: bytes) -> bytes:
-    """A PNG without its compressed side chunks (texts, a colour profile), which are no pixels and may
-    unfold to gigabytes. Raises ValueError where a chunk that is needed is missing or damaged."""
+    """A PNG without its side chunks that are damaged or compressed (texts, a colour profile), which are no
+    pixels and may unfold to gigabytes. Raises ValueError where a chunk that is needed is damaged or missing."""
     kept, start = [], 0
     for chunk in png_chunks(data):
-        side, body = chunk.kind[0] & 0x20, memoryview(data)[chunk.start + 4:chunk.end - 4]
-        if not side and chunk.kind != b"IEND" and \
-                zlib.crc32(body) != int.from_bytes(data[chunk.end - 4:chunk.end], "big"):
+        body = memoryview(data)[chunk.start + 4:chunk.end - 4]
+        damaged = zlib.crc32(body) != int.from_bytes(data[chunk.end - 4:chunk.end], "big")
+        is_side = chunk.kind[0] & 0x20
+        if damaged and not is_side and chunk.kind != b"IEND":
             raise ValueError(f"its chunk {chunk.kind.decode('latin1')!r} is damaged")
-        if chunk.kind in (b"zTXt", b"iTXt", b"iCCP"):
+        if is_side and (damaged or chunk.kind in _COMPRESSED):
             kept.append(data[start:chunk.start])
             start = chunk.end
     return b"".join([*kept, data[start:]]) if kept else data

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dolg.data.decode import ImageError, jpeg_decoder, read_image
+from dolg.data.decode import ImageError, decode, jpeg_decoder, read_file, read_header
 from dolg.data.loader import one_opencv_thread
 from dolg.data.preprocess import crop_to_box
 from dolg.features.sources import ImageSource
@@ -24,11 +24,13 @@ class Decoded:
         pixels: uint8 (3,H,W), cut to the image's box, or the ImageError that came instead.
         corner: the box's upper left corner, x and y.
         seconds: that reading and decoding took.
+        warning: what the pixels lack; empty: nothing.
     """
 
     pixels: torch.Tensor | ImageError
     corner: tuple[int, int]
     seconds: float
+    warning: str = ""
 
 
 @dataclass
@@ -70,16 +72,18 @@ class Packed:
 
 
 class DecodedImages(Dataset):
-    """Images of a source, decoded and cut to their boxes."""
+    """Images of a source, decoded and cut to their boxes; `max_pixels` and `lenient` are `read_header`'s."""
 
-    def __init__(self, source: ImageSource, max_pixels: int):
-        self.source, self.max_pixels = source, max_pixels
+    def __init__(self, source: ImageSource, max_pixels: int, lenient: bool = True):
+        self.source, self.max_pixels, self.lenient = source, max_pixels, lenient
 
     def __getitem__(self, index: int) -> Decoded:
         start, path, box = time.perf_counter(), self.source.path(index), self.source.boxes.get(index)
-        corner = (0, 0) if box is None else (max(0, int(box[0])), max(0, int(box[1])))
+        corner, warning = (0, 0) if box is None else (max(0, int(box[0])), max(0, int(box[1]))), ""
         try:
-            pixels = read_image(path, self.max_pixels)
+            data = read_file(path)
+            header = read_header(path, data, self.max_pixels, self.lenient)
+            pixels, warning = decode(path, data, header), header.warning
             if box is not None:
                 pixels = crop_to_box(pixels, box).contiguous()
         except ImageError as error:
@@ -88,12 +92,13 @@ class DecodedImages(Dataset):
             raise
         except Exception as error:      # a damaged file makes decoders raise almost anything
             pixels = ImageError(path, str(error) or type(error).__name__)
-        return Decoded(pixels, corner, time.perf_counter() - start)
+        return Decoded(pixels, corner, time.perf_counter() - start, warning)
 
 
 def decoded_images(source: ImageSource, order: Iterable[int], max_pixels: int, workers: int,
                    pin_memory: bool,
-                   worker_init: Callable[[int], None] | None = None) -> Iterator[Decoded]:
+                   worker_init: Callable[[int], None] | None = None,
+                   lenient: bool = True) -> Iterator[Decoded]:
     """Images of a source, in an `order` of which no more is asked for than is decoded ahead.
 
     Args:
@@ -101,10 +106,11 @@ def decoded_images(source: ImageSource, order: Iterable[int], max_pixels: int, w
         workers: decoding processes; 0 decodes in this one.
         pin_memory: in page-locked memory, for copies that do not wait.
         worker_init: what each process does first.
+        lenient: read JPEGs that are cut short.
     """
     jpeg_decoder()      # once, before the workers start
     loader = DataLoader(
-        DecodedImages(source, max_pixels), batch_size=_TOGETHER, sampler=order,
+        DecodedImages(source, max_pixels, lenient), batch_size=_TOGETHER, sampler=order,
         collate_fn=Packed.of, num_workers=workers, worker_init_fn=worker_init,
         pin_memory=pin_memory,
         # Forked workers share the names; Python 3.14 would start them otherwise

@@ -19,6 +19,7 @@ from revisitop.stores import StoreError
 
 # Seconds between two looks at what other workers have done
 _LOOK_AGAIN = 1.0
+_SHOWN = 20
 
 
 def infer(cfg) -> None:
@@ -154,12 +155,19 @@ def _chunks_to_do(writer: StoreWriter, claims: Claims, number: int, of: int) -> 
 
 
 def _report(path: Path) -> None:
-    """Say what is in a finished store, and which images failed."""
+    """Say what is in a finished store, which images failed, and which were described with a warning."""
     store = FeatureStore(path)
-    errors = store.errors()
+    errors, warnings = store.errors(), store.warnings()
     say(f"{path}: {store.count} images, {store.dim} dimensions"
         + (f", {len(errors)} FAILED and are marked in the store:" if errors else ""))
-    for name, reason in errors[:20]:
+    _say_some(errors)
+    if warnings:
+        say(f"WARNING: {len(warnings)} images were described all the same:")
+        _say_some(warnings)
+
+
+def _say_some(images: list[tuple[str, str]]) -> None:
+    for name, reason in images[:_SHOWN]:
         say(f"  {name}: {reason}")
-    if len(errors) > 20:
-        say(f"  ... and {len(errors) - 20} more")
+    if len(images) > _SHOWN:
+        say(f"  ... and {len(images) - _SHOWN} more")
