@@ -14,7 +14,7 @@ from tqdm import tqdm
 from benchmarks.fuzz.harness import Outcome, Target, case_file, fuzz, work
 
 # Kind -> "module:TARGET" in this folder; imported when it is asked for
-KINDS: dict[str, str] = {}
+KINDS: dict[str, str] = {"image": "images:IMAGE"}
 
 
 def load_target(kind: str) -> Target:

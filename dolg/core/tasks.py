@@ -53,9 +53,9 @@ class Task(ABC):
     def name(self, index: int) -> str:
         """The image of an index in a batch."""
 
-    def warnings(self) -> dict[int, str]:
-        """What images that this process read in the last epoch lack, by their index."""
-        return {}
+    def cut_images(self) -> set[int]:
+        """The indexes of images that this process read in the last epoch and that are cut short."""
+        return set()
 
 
 class _ImagesTask(Task):
@@ -67,8 +67,8 @@ class _ImagesTask(Task):
     def name(self, index: int) -> str:
         return self.images.name(index)
 
-    def warnings(self) -> dict[int, str]:
-        return self.loader.warnings
+    def cut_images(self) -> set[int]:
+        return self.loader.cut
 
 
 class ImageTask(_ImagesTask):

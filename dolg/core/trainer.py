@@ -120,12 +120,12 @@ class Trainer:
         say(f"epoch {epoch + 1}/{self.cfg.OPTIM.MAX_EPOCH}: {in_words(figures)}, "
             f"{figures['images_per_s']:.0f} images/s, waiting for data "
             f"{figures['data_wait']:.0%}")
-        self._say_warnings()
+        self._say_cut_images()
         return True
 
-    def _say_warnings(self) -> None:
+    def _say_cut_images(self) -> None:
         """Name the images of the epoch that are cut short (each process must call this)."""
-        cut = sorted(set().union(*gather(list(self.task.warnings()))))
+        cut = sorted(set().union(*gather(self.task.cut_images())))
         if cut:
             names = ", ".join(self.task.name(index) for index in cut[:_NAMED])
             say(f"  WARNING: {len(cut)} images are cut short, and what is missing of them is filled in "

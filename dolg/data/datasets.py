@@ -25,14 +25,16 @@ class Sample(NamedTuple):
             it, uint8 (3,H,W); or, where it is to decode as well, a JPEG file's bytes (n,) uint8.
         view: what of the pixels is seen, or was.
         label, index: the image's class, and its place in the list.
-        warning: what the image lacks; empty: nothing.
     """
 
     pixels: torch.Tensor
     view: View
     label: int
     index: int
-    warning: str = ""
+
+
+class CutSample(Sample):
+    """A sample of an image that is cut short, and of which a part is filled in."""
 
 
 class _Views(Dataset):
@@ -61,29 +63,29 @@ class _Views(Dataset):
         """The image `index` as `epoch` sees it; `key` is (epoch, index)."""
         epoch, index = key
         try:
-            pixels, view, warning = self._load(epoch, index)
+            pixels, view, is_cut = self._load(epoch, index)
         except ImageError as error:
             return error
         if not self.on_device:
             pixels = (render_quickly if self.reduced else render)(pixels, view)
-        return Sample(pixels, view, int(self.images.labels[index]), index, warning)
+        return (CutSample if is_cut else Sample)(pixels, view, int(self.images.labels[index]), index)
 
-    def _load(self, epoch: int, index: int) -> tuple[torch.Tensor, View, str]:
-        """Pixels, or bytes, the view of them, and what they lack."""
+    def _load(self, epoch: int, index: int) -> tuple[torch.Tensor, View, bool]:
+        """Pixels, or bytes, the view of them, and whether the image is cut short."""
         name, data = self.images.name(index), self.images.read(index)
         header = read_header(name, data, self.max_pixels, self.lenient)
         if header.kind == "JPEG":
             # Drawn from the size at which it is stored, whatever size it will be decoded at
             view = self._view(epoch, index, header.height, header.width)
             if self.on_device == "decode" and header.plain and header.orientation == 1:
-                return torch.frombuffer(bytearray(data), dtype=torch.uint8), view, ""
+                return torch.frombuffer(bytearray(data), dtype=torch.uint8), view, False
             n = view.reduction() if self.reduced and header.plain else 1
             pixels, view = decode(name, data, header, n), view.reduced(n)
         else:
             pixels = decode(name, data, header)
             view = self._view(epoch, index, *pixels.shape[1:])
         # What nobody will look at need not travel
-        return (*(view.cut_from(pixels) if self.on_device else (pixels, view)), header.warning)
+        return (*(view.cut_from(pixels) if self.on_device else (pixels, view)), bool(header.warning))
 
     def _view(self, epoch: int, index: int, height: int, width: int) -> View:
         """The view of image `index`, of height x width pixels, or of what its box leaves of it."""

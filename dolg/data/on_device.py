@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dolg.data.augment import View
-from dolg.data.datasets import Sample
+from dolg.data.datasets import CutSample, Sample
 from dolg.data.decode import decode_jpeg, jpeg_decoder, reason_of
 from dolg.errors import UserError
 
@@ -27,7 +27,7 @@ class Packed:
         views: of each.
         shifts: (B,3), the views' shifts of colours.
         labels, indexes: (B,) int64.
-        warnings: what some of the images lack, by their index.
+        cut: the indexes of images that are cut short.
     """
 
     buffer: torch.Tensor
@@ -37,7 +37,7 @@ class Packed:
     shifts: torch.Tensor
     labels: torch.Tensor
     indexes: torch.Tensor
-    warnings: dict[int, str]
+    cut: list[int]
 
     def pin_memory(self) -> "Packed":
         return replace(self, buffer=self.buffer.pin_memory(), shifts=self.shifts.pin_memory(),
@@ -61,12 +61,12 @@ def pack(samples: list[Sample]) -> Packed:
     views = [sample.view for sample in samples]
     return Packed(buffer, sizes, shapes, views, torch.tensor([v.shift for v in views]).view(-1, 3),
                   torch.tensor([sample.label for sample in samples], dtype=torch.int64),
-                  torch.tensor([sample.index for sample in samples], dtype=torch.int64), warnings_of(samples))
+                  torch.tensor([sample.index for sample in samples], dtype=torch.int64), cut_of(samples))
 
 
-def warnings_of(samples: list[Sample]) -> dict[int, str]:
-    """What some of the samples lack, by their index."""
-    return {sample.index: sample.warning for sample in samples if sample.warning}
+def cut_of(samples: list[Sample]) -> list[int]:
+    """The indexes of images that are cut short."""
+    return [sample.index for sample in samples if isinstance(sample, CutSample)]
 
 
 def unpack(packed: Packed, device: torch.device, names: list[str]) -> Iterator[torch.Tensor]:

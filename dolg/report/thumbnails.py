@@ -91,7 +91,8 @@ def make_thumbnail(wanted: Wanted) -> Thumbnail:
             part.thumbnail((width, wanted.height), Image.Resampling.LANCZOS, reducing_gap=1.5)
             small = part.convert("RGB")
     except ImageError as error:
-        return Thumbnail(problem=error.reason[0].lower() + error.reason[1:])
+        reason = error.reason.removesuffix(" or directory")
+        return Thumbnail(problem=reason[0].lower() + reason[1:])
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's three ways to refuse a file
         return Thumbnail(problem=_reason(error))
     buffer = io.BytesIO()
