@@ -343,7 +343,8 @@ _C.INFER.WHITENING = ""
 _C.INFER.LOCAL_WHITENING = ""
 # Stop at the first unreadable image instead of marking it in the store
 _C.INFER.STRICT = False
-# Refuse images whose header claims more pixels than this
+# Refuse images whose header claims more pixels than this, or whose decoding takes more memory or work than
+# images of so many pixels may (training and its evaluation as well)
 _C.INFER.MAX_PIXELS = 100_000_000
 
 # ---------------------------------------------------------------------------- the rest
@@ -444,6 +445,9 @@ _C.DATA_LOADER.REDUCED_DECODE = True
 # What of the workers' job the GPU does: nothing (empty), augment (crop, resize, colours) or decode
 # (that, and the JPEGs by nvJPEG)
 _C.DATA_LOADER.ON_DEVICE = ""
+# JPEGs that are cut short, in training, its evaluation and extraction: lenient (read as OpenCV reads them,
+# what is missing filled in, and counted) or strict (as unreadable as other damaged images)
+_C.DATA_LOADER.TRUNCATED = "lenient"
 # Images of a training list looked for at the start: sample (a thousand of them), all or none. Of as many,
 # except with none, the contents must be the same when the run goes on
 _C.DATA_LOADER.CHECK = "sample"

@@ -20,6 +20,7 @@ _CHOICES = {
     "TEST.METRIC": ("error", "recall"), "LOSS.TRIPLET.MINING": ("hard", "semihard"),
     "DEVICE": ("auto", "cpu"), "DATA_LOADER.ON_DEVICE": ("", "augment", "decode"),
     "DATA_LOADER.CHECK": ("sample", "all", "none"), "DATA_LOADER.ON_ERROR": ("stop", "skip"),
+    "DATA_LOADER.TRUNCATED": ("lenient", "strict"),
     "INFER.LOCAL_DTYPE": ("float16", "int8"),
     "INFER.SCALE_POOLING": ("mean", "max"), "MODEL.RRT.SCALE_INDEX": ("nearest", "original"),
     "MODEL.RRT.INIT": ("xavier", "matching"),

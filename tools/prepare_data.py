@@ -3,6 +3,7 @@ import argparse
 from pathlib import Path
 
 from dolg.core.cli import run
+from dolg.data.decode import MAX_PIXELS
 from dolg.prepare.catalogue import DATA_SETS
 from dolg.prepare.run import PREPARERS, prepare_data
 
@@ -20,6 +21,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--mirror", default="", metavar="URL", help="download from a folder here, not the published places")
     add("--jobs", type=int, default=4, metavar="N", help="files fetched and unpacked at once (default: 4)")
     add("--workers", type=int, default=-1, metavar="N", help="processes of --check (default: one per core)")
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N",
+        help=f"--check refuses images that claim more, as INFER.MAX_PIXELS does (default: {MAX_PIXELS})")
     add("--remove-archives", action="store_true", help="delete what was downloaded once it is unpacked")
     add("--partial", action="store_true", help="take what is there of the archives and images")
     add("--unverified", action="store_true", help="take files of other MD5 than published, too")

@@ -15,6 +15,7 @@ from benchmarks.fuzz.harness import Outcome, Target, case_file, fuzz, work
 
 # Kind -> "module:TARGET" in this folder; imported when it is asked for
 KINDS: dict[str, str] = {
+    "image": "images:IMAGE",
     "pickle": "pickles:PICKLE", "weights": "weights:WEIGHTS", "yaml": "configs:YAML",
     "hdf5": "tables:HDF5", "mat": "tables:MAT", "npy": "tables:NPY", "delg": "tables:DELG",
 }

@@ -64,6 +64,10 @@ class Task(ABC):
     def name(self, index: int) -> str:
         """The image of an index in a batch."""
 
+    def cut_images(self) -> set[int]:
+        """The indexes of images that this process read in the last epoch and that are cut short."""
+        return set()
+
 
 class _ImagesTask(Task):
     """Of batches of `images`."""
@@ -77,6 +81,9 @@ class _ImagesTask(Task):
 
     def name(self, index: int) -> str:
         return self.images.name(index)
+
+    def cut_images(self) -> set[int]:
+        return self.loader.cut
 
 
 class ImageTask(_ImagesTask):
@@ -186,7 +193,7 @@ def _image_loader(cfg, images, sampler, input_spec, device: torch.device) -> Ste
     dataset = TrainingImages(
         images, cfg.TRAIN.IM_SIZE, cfg.TRAIN.CROP_AREA, cfg.RNG_SEED, cfg.TRAIN.LIGHTING,
         cfg.TRAIN.RESIZE, cfg.DATA_LOADER.REDUCED_DECODE, cfg.DATA_LOADER.ON_DEVICE,
-        cfg.DATA_LOADER.ON_ERROR == "skip")
+        cfg.INFER.MAX_PIXELS, cfg.DATA_LOADER.TRUNCATED == "lenient", cfg.DATA_LOADER.ON_ERROR == "skip")
     pin = cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda"
     return StepLoader(dataset, sampler, input_spec, workers_of(cfg), pin, device)
 

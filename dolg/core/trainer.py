@@ -37,6 +37,7 @@ from dolg.errors import UserError
 from dolg.files import read_records, write_atomically
 from dolg.losses.shards import sharded_parameters
 
+_NAMED = 3
 # With DATA_LOADER.ON_ERROR skip: as many bad images are replaced, or this fraction of the list, if it is more
 _MOST_BAD, _MOST_BAD_FRACTION = 10, 0.01
 
@@ -140,6 +141,7 @@ class Trainer:
             from_main(lambda: self._write_bad(self.bad))
             say(f"  {len(self.bad)} image(s) cannot be read and were replaced by others of their classes: "
                 f"see {self.cfg.OUT_DIR}/{BAD_IMAGES}")
+        self._say_cut_images()
         return True
 
     def _batches(self, epoch: int, first: int, meter: Meter) -> Iterator[tuple]:
@@ -184,6 +186,14 @@ class Trainer:
             self.saver.finish()
         raise UserError(f"{message}; the run is saved ({position} done), and the same command goes on from "
                         "there")
+
+    def _say_cut_images(self) -> None:
+        """Name the images of the epoch that are cut short (each process must call this)."""
+        cut = sorted(set().union(*gather(self.task.cut_images())))
+        if cut:
+            names = ", ".join(self.task.name(index) for index in cut[:_NAMED])
+            say(f"  WARNING: {len(cut)} images are cut short, and what is missing of them is filled in "
+                f"(DATA_LOADER.TRUNCATED): {names}{', ...' if len(cut) > _NAMED else ''}")
 
     def step(self, batch) -> dict[str, torch.Tensor]:
         """One update by a batch of the task's; its figures, on the device."""

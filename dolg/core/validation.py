@@ -112,8 +112,9 @@ class HeldOut:
                                    cfg.DATA_LOADER.CHECK)
         # Never decoded at reduced size: what is measured has to be what it always was
         dataset = CentredImages(self.images, cfg.TEST.IM_SIZE, cfg.TRAIN.IM_SIZE,
-                                square=cfg.TRAIN.RESIZE > 0,
-                                on_device=cfg.DATA_LOADER.ON_DEVICE)
+                                square=cfg.TRAIN.RESIZE > 0, on_device=cfg.DATA_LOADER.ON_DEVICE,
+                                max_pixels=cfg.INFER.MAX_PIXELS,
+                                lenient=cfg.DATA_LOADER.TRUNCATED == "lenient")
         sampler = StepSampler(len(self.images), cfg.TEST.BATCH_SIZE, rank(), world_size(),
                               cfg.RNG_SEED, shuffle=False)
         pin = cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda"
@@ -140,7 +141,8 @@ class Revisited:
         extractor = Extractor(module.model, cfg.TEST.SCALES, PRECISIONS[cfg.PRECISION],
                               cfg.INFER.BATCH_PIXELS, workers_of(cfg), cfg.INFER.MAX_PIXELS,
                               strict=True, side=cfg.INFER.SIZE, worker_init=leave_signals,
-                              pooling=cfg.INFER.SCALE_POOLING)
+                              pooling=cfg.INFER.SCALE_POOLING,
+                              lenient=cfg.DATA_LOADER.TRUNCATED == "lenient")
         return revisited_map(extractor, self.sources, self.truth)
 
 

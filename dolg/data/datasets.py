@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from dolg.data.augment import (View, centre_view, random_square_view, random_view, render,
                                render_quickly, square_view)
 from dolg.data.boxes import pixels_inside
-from dolg.data.decode import ImageError, decode, read_header
+from dolg.data.decode import MAX_PIXELS, ImageError, decode, read_header
 from dolg.data.image_list import ImageList
 from dolg.data.shards import ImageShards
 from dolg.errors import UserError
@@ -29,6 +29,7 @@ class Sample(NamedTuple):
             it, uint8 (3,H,W); or, where it is to decode as well, a JPEG file's bytes (n,) uint8.
         view: what of the pixels is seen, or was.
         label, index: the image's class, and its place in the list.
+        cut: whether the image's file is cut short, and a part of the image filled in.
         replaced: (index, reason) of unreadable images in whose place this one is.
     """
 
@@ -36,6 +37,7 @@ class Sample(NamedTuple):
     view: View
     label: int
     index: int
+    cut: bool = False
     replaced: tuple[tuple[int, str], ...] = ()
 
 
@@ -50,41 +52,44 @@ class _Views(Dataset):
             quickly.
         on_device: what is left to the device: "" (nothing), "augment" (rendering the view) or
             "decode" (decoding plain, upright JPEGs, at their full size, and rendering).
+        max_pixels, lenient: see `read_header`.
     """
 
-    def __init__(self, images: ImageList | ImageShards, size: int, reduced: bool, on_device: str):
+    def __init__(self, images: ImageList | ImageShards, size: int, reduced: bool, on_device: str,
+                 max_pixels: int, lenient: bool):
         assert on_device in ("", "augment", "decode"), on_device
         self.images, self.size = images, size
         self.boxes = images.boxes if isinstance(images, ImageList) else None
         self.reduced, self.on_device = reduced, on_device
+        self.max_pixels, self.lenient = max_pixels, lenient
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | ImageError:
         """The image `index` as `epoch` sees it; `key` is (epoch, index)."""
         epoch, index = key
         try:
-            pixels, view = self._load(epoch, index)
+            pixels, view, is_cut = self._load(epoch, index)
         except ImageError as error:
             return error
         if not self.on_device:
             pixels = (render_quickly if self.reduced else render)(pixels, view)
-        return Sample(pixels, view, int(self.images.labels[index]), index)
+        return Sample(pixels, view, int(self.images.labels[index]), index, is_cut)
 
-    def _load(self, epoch: int, index: int) -> tuple[torch.Tensor, View]:
-        """Pixels, or bytes, and the view of them."""
+    def _load(self, epoch: int, index: int) -> tuple[torch.Tensor, View, bool]:
+        """Pixels, or bytes, the view of them, and whether the image is cut short."""
         name, data = self.images.name(index), self.images.read(index)
-        header = read_header(name, data)
+        header = read_header(name, data, self.max_pixels, self.lenient)
         if header.kind == "JPEG":
             # Drawn from the size at which it is stored, whatever size it will be decoded at
             view = self._view(epoch, index, header.height, header.width)
             if self.on_device == "decode" and header.plain and header.orientation == 1:
-                return torch.frombuffer(bytearray(data), dtype=torch.uint8), view
+                return torch.frombuffer(bytearray(data), dtype=torch.uint8), view, False
             n = view.reduction() if self.reduced and header.plain else 1
             pixels, view = decode(name, data, header, n), view.reduced(n)
         else:
             pixels = decode(name, data, header)
             view = self._view(epoch, index, *pixels.shape[1:])
         # What nobody will look at need not travel
-        return view.cut_from(pixels) if self.on_device else (pixels, view)
+        return (*(view.cut_from(pixels) if self.on_device else (pixels, view)), bool(header.warning))
 
     def _view(self, epoch: int, index: int, height: int, width: int) -> View:
         """The view of image `index`, of height x width pixels, or of what its box leaves of it."""
@@ -104,7 +109,7 @@ class TrainingImages(_Views):
     one that is depends on the files alone, and a batch keeps its size.
 
     Args:
-        images, size, reduced, on_device: see `_Views`.
+        images, size, reduced, on_device, max_pixels, lenient: see `_Views`.
         min_area: least share of the image that a crop takes.
         seed: with epoch and index, it determines the view.
         lighting: standard deviation of the colours' noise; 0: none.
@@ -114,8 +119,8 @@ class TrainingImages(_Views):
 
     def __init__(self, images: ImageList | ImageShards, size: int, min_area: float, seed: int,
                  lighting: float = 0.1, resize: int = 0, reduced: bool = False,
-                 on_device: str = "", skip: bool = False):
-        super().__init__(images, size, reduced, on_device)
+                 on_device: str = "", max_pixels: int = MAX_PIXELS, lenient: bool = True, skip: bool = False):
+        super().__init__(images, size, reduced, on_device, max_pixels, lenient)
         if 0 < resize < size:
             raise UserError(f"TRAIN.RESIZE is {resize}, too small for crops of TRAIN.IM_SIZE "
                             f"{size}: give at least {size}, or 0")
@@ -154,12 +159,13 @@ class CentredImages(_Views):
     `square` the whole image instead. An unreadable image comes as its ImageError.
 
     Args:
-        images, size, reduced, on_device: see `_Views`.
+        images, size, reduced, on_device, max_pixels, lenient: see `_Views`.
     """
 
     def __init__(self, images: ImageList | ImageShards, short_side: int, size: int,
-                 square: bool = False, reduced: bool = False, on_device: str = ""):
-        super().__init__(images, size, reduced, on_device)
+                 square: bool = False, reduced: bool = False, on_device: str = "",
+                 max_pixels: int = MAX_PIXELS, lenient: bool = True):
+        super().__init__(images, size, reduced, on_device, max_pixels, lenient)
         self.short_side, self.square = short_side, square
 
     def view(self, epoch: int, index: int, height: int, width: int) -> View:

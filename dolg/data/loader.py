@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import cv2
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from dolg.data.augment import render
 from dolg.data.datasets import CentredImages, Sample, TrainingImages
 from dolg.data.decode import ImageError, jpeg_decoder
-from dolg.data.on_device import Packed, check_decoder, pack, unpack
+from dolg.data.on_device import Packed, check_decoder, cut_of, pack, unpack
 from dolg.data.preprocess import preprocess
 from dolg.data.sampler import BalancedStepSampler, StepSampler
 
@@ -25,15 +25,17 @@ from dolg.data.sampler import BalancedStepSampler, StepSampler
 class Batch:
     """`images` (B,3,S,S) float32, channels last, and `labels` (B,) int64 on the loader's device;
     `indexes` (B,) int64 into the image list, on the CPU. B is 0 where a step has no image for
-    this process. `replaced`: (index, reason) of unreadable images, in whose place others are."""
+    this process. `cut`: the indexes of images that are cut short. `replaced`: (index, reason) of unreadable
+    images, in whose place others are."""
 
     images: torch.Tensor
     labels: torch.Tensor
     indexes: torch.Tensor
+    cut: list[int] = field(default_factory=list)
     replaced: Sequence[tuple[int, str]] = ()
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indexes)
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 def worker_count(asked: int, local_processes: int) -> int:
@@ -62,6 +64,9 @@ class StepLoader:
         pin_memory: page-locked batches, for copies that do not wait.
         device: where the batches are to be.
 
+    `cut` are the indexes of the images of the last epoch, as far as this process has read it, that are cut
+    short.
+
     Raises UserError if the device is to decode JPEGs and cannot.
     """
 
@@ -69,6 +74,7 @@ class StepLoader:
                  sampler: StepSampler | BalancedStepSampler, input_spec, workers: int,
                  pin_memory: bool, device: torch.device | str):
         self.dataset, self.sampler, self.device = dataset, sampler, torch.device(device)
+        self.cut: set[int] = set()
         self._collate = _Collate(input_spec, dataset.size, dataset.on_device)
         jpeg_decoder()      # once, before the workers start
         if dataset.on_device == "decode":
@@ -94,7 +100,7 @@ class StepLoader:
         Raises ImageError, in the process that asks, at an image that cannot be read. (Raised inside
         a worker it would arrive with the worker's traceback as its message.)
         """
-        self.sampler.epoch, self.sampler.start = epoch, start
+        self.sampler.epoch, self.sampler.start, self.cut = epoch, start, set()
         with one_opencv_thread():
             batches = iter(self._loader)        # starts the workers, the first time
         for batch, replaced in batches:
@@ -103,6 +109,7 @@ class StepLoader:
                     raise batch
                 finally:
                     del batch       # or it would refer, through its traceback, to itself
+            self.cut.update(batch.cut)
             yield replace(self._to_device(batch), replaced=replaced)
 
     def _to_device(self, sent: Batch | Packed) -> Batch:
@@ -151,7 +158,8 @@ class _Collate:
         for image, sample in zip(images, samples):      # one by one: each fits the CPU's cache
             image.copy_(self.normalise(sample.pixels[None], torch.tensor([sample.view.shift]))[0])
         return Batch(images, torch.tensor([sample.label for sample in samples], dtype=torch.int64),
-                     torch.tensor([sample.index for sample in samples], dtype=torch.int64))
+                     torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+                     cut_of(samples))
 
     def empty(self, count: int, device: torch.device | str) -> torch.Tensor:
         """Room for `count` views."""

@@ -9,7 +9,7 @@ import torch
 
 from dolg.data.augment import View
 from dolg.data.datasets import Sample
-from dolg.data.decode import decode_jpeg, jpeg_decoder
+from dolg.data.decode import decode_jpeg, jpeg_decoder, reason_of
 from dolg.errors import UserError
 
 # JPEGs that nvJPEG decodes together; their pixels are in memory at once
@@ -27,6 +27,7 @@ class Packed:
         views: of each.
         shifts: (B,3), the views' shifts of colours.
         labels, indexes: (B,) int64.
+        cut: the indexes of images that are cut short.
     """
 
     buffer: torch.Tensor
@@ -36,6 +37,7 @@ class Packed:
     shifts: torch.Tensor
     labels: torch.Tensor
     indexes: torch.Tensor
+    cut: list[int]
 
     def pin_memory(self) -> "Packed":
         return replace(self, buffer=self.buffer.pin_memory(), shifts=self.shifts.pin_memory(),
@@ -59,7 +61,12 @@ def pack(samples: list[Sample]) -> Packed:
     views = [sample.view for sample in samples]
     return Packed(buffer, sizes, shapes, views, torch.tensor([v.shift for v in views]).view(-1, 3),
                   torch.tensor([sample.label for sample in samples], dtype=torch.int64),
-                  torch.tensor([sample.index for sample in samples], dtype=torch.int64))
+                  torch.tensor([sample.index for sample in samples], dtype=torch.int64), cut_of(samples))
+
+
+def cut_of(samples: list[Sample]) -> list[int]:
+    """The indexes of images that are cut short."""
+    return [sample.index for sample in samples if sample.cut]
 
 
 def unpack(packed: Packed, device: torch.device, names: list[str]) -> Iterator[torch.Tensor]:
@@ -89,9 +96,8 @@ def check_decoder(device: torch.device) -> None:
     try:
         jpeg_decoder()([tiny], device=device)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError("DATA_LOADER.ON_DEVICE is decode, but torchvision cannot decode JPEGs on "
-                        f"{device} ({reason}): choose augment") from None
+                        f"{device} ({reason_of(error)}): choose augment") from None
 
 
 def _decode_all(files: list[torch.Tensor], names: list[str],

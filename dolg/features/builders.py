@@ -47,7 +47,8 @@ def build_extractor(cfg) -> tuple[Extractor, dict]:
     extractor = Extractor(model, cfg.INFER.SCALES, PRECISIONS[cfg.PRECISION],
                           cfg.INFER.BATCH_PIXELS, workers,
                           cfg.INFER.MAX_PIXELS, cfg.INFER.STRICT, cfg.INFER.SIZE, local,
-                          whitening, local_whitening, pooling=cfg.INFER.SCALE_POOLING)
+                          whitening, local_whitening, pooling=cfg.INFER.SCALE_POOLING,
+                          lenient=cfg.DATA_LOADER.TRUNCATED == "lenient")
     return extractor, provenance
 
 

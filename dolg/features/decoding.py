@@ -34,12 +34,14 @@ class Decoded:
         corner: the box's upper left corner, x and y.
         seconds: that reading and decoding took.
         stamp: size in bytes, time of change in ns and CRC-32 of the file; -1 where it was not read.
+        warning: what the pixels lack; empty: nothing.
     """
 
     pixels: torch.Tensor | ImageError
     corner: tuple[int, int]
     seconds: float
     stamp: tuple[int, int, int] = NO_STAMP
+    warning: str = ""
 
 
 @dataclass
@@ -81,15 +83,15 @@ class Packed:
 
 
 class DecodedImages(Dataset):
-    """Images of a source, decoded and cut to their boxes.
+    """Images of a source, decoded and cut to their boxes; `max_pixels` and `lenient` are `read_header`'s.
 
     A file that is missing is an image that failed only while others are still there: those `described`
     before, those of a sample that were there at first, and those that were read last. Otherwise the fault
     is passing.
     """
 
-    def __init__(self, source: ImageSource, max_pixels: int, described: Sequence[int] = ()):
-        self.source, self.max_pixels = source, max_pixels
+    def __init__(self, source: ImageSource, max_pixels: int, lenient: bool = True, described: Sequence[int] = ()):
+        self.source, self.max_pixels, self.lenient = source, max_pixels, lenient
         sample = range(0, len(source), max(1, len(source) // _LOOKED_FOR))
         there = [index for index in sample if self._is_there(index)]
         self._there = np.union1d(there, described).astype(np.int64)
@@ -97,10 +99,12 @@ class DecodedImages(Dataset):
 
     def __getitem__(self, index: int) -> Decoded:
         start, path, box = time.perf_counter(), self.source.path(index), self.source.boxes.get(index)
-        corner, stamp = (0, 0) if box is None else (max(0, int(box[0])), max(0, int(box[1]))), NO_STAMP
+        corner = (0, 0) if box is None else (max(0, int(box[0])), max(0, int(box[1])))
+        stamp, warning = NO_STAMP, ""
         try:
             data, stamp = self._read(index, path)
-            pixels = decode(path, data, read_header(path, data, self.max_pixels))
+            header = read_header(path, data, self.max_pixels, self.lenient)
+            pixels, warning = decode(path, data, header), header.warning
             if box is not None:
                 pixels = crop_to_box(pixels, box).contiguous()
         except ImageError as error:
@@ -109,7 +113,7 @@ class DecodedImages(Dataset):
             raise
         except Exception as error:      # a damaged file makes decoders raise almost anything
             pixels = ImageError(path, str(error) or type(error).__name__)
-        return Decoded(pixels, corner, time.perf_counter() - start, stamp)
+        return Decoded(pixels, corner, time.perf_counter() - start, stamp, warning)
 
     def _read(self, index: int, path: Path) -> tuple[bytes, tuple[int, int, int]]:
         """A file's bytes and stamp."""
@@ -159,7 +163,7 @@ def read_stamped(path: Path) -> tuple[bytes, tuple[int, int, int]]:
 def decoded_images(source: ImageSource, order: Iterable[int], max_pixels: int, workers: int,
                    pin_memory: bool,
                    worker_init: Callable[[int], None] | None = None,
-                   described: Sequence[int] = ()) -> Iterator[Decoded]:
+                   lenient: bool = True, described: Sequence[int] = ()) -> Iterator[Decoded]:
     """Images of a source, in an `order` of which no more is asked for than is decoded ahead.
 
     Args:
@@ -167,11 +171,12 @@ def decoded_images(source: ImageSource, order: Iterable[int], max_pixels: int, w
         workers: decoding processes; 0 decodes in this one.
         pin_memory: in page-locked memory, for copies that do not wait.
         worker_init: what each process does first.
+        lenient: read JPEGs that are cut short.
         described: images that were there when they were described earlier.
     """
     jpeg_decoder()      # once, before the workers start
     loader = DataLoader(
-        DecodedImages(source, max_pixels, described), batch_size=_TOGETHER, sampler=order,
+        DecodedImages(source, max_pixels, lenient, described), batch_size=_TOGETHER, sampler=order,
         collate_fn=Packed.of, num_workers=workers, worker_init_fn=worker_init,
         pin_memory=pin_memory,
         # Forked workers share the names; Python 3.14 would start them otherwise

@@ -104,7 +104,7 @@ class Describer:
 
     def _decoded(self, images: Sequence[AnyImage], boxes: Sequence[Box | None]) -> Iterator[Decoded]:
         for row, (image, box) in enumerate(zip(images, boxes)):
-            pixels, corner = _pixels(image, row, self.cfg.INFER.MAX_PIXELS), (0, 0)
+            pixels, corner = _pixels(image, row, self.extractor), (0, 0)
             if box is not None:
                 try:
                     pixels = crop_to_box(pixels, box)
@@ -136,10 +136,10 @@ def load(cfg: str | PathLike | CfgNode, weights: str | PathLike = "",
     return Describer(cfg, *build_extractor(cfg))
 
 
-def _pixels(image: AnyImage, row: int, max_pixels: int) -> torch.Tensor:
+def _pixels(image: AnyImage, row: int, extractor: Extractor) -> torch.Tensor:
     """uint8 (3,H,W), RGB, upright."""
     if isinstance(image, (str, PathLike)):
-        return read_image(image, max_pixels)
+        return read_image(image, extractor.max_pixels, extractor.lenient)
     if isinstance(image, Image.Image):
         image = _pixels_of_pillow(ImageOps.exif_transpose(image), row)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):

@@ -121,6 +121,7 @@ class ChunkResult:
     Attributes:
         count: of its images.
         errors: the reason of each row that failed.
+        warnings: what each row lacks that was described all the same.
         sizes: (width, height) of each decoded row.
         corners: of each decoded row.
         stamps: (count,3) int64, of each row's file; see `dolg.features.decoding.Decoded`.
@@ -129,6 +130,7 @@ class ChunkResult:
 
     count: int
     errors: dict[int, str] = field(default_factory=dict)
+    warnings: dict[int, str] = field(default_factory=dict)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     corners: dict[int, tuple[int, int]] = field(default_factory=dict)
     pieces: list[tuple] = field(default_factory=list)
@@ -181,17 +183,19 @@ class Extractor:
             they are stored.
         worker_init: what each decoding process does first.
         pooling: how the scales' descriptors become one, see `average_scales`.
+        lenient: read JPEGs that are cut short, with a warning.
     """
 
     def __init__(self, model: nn.Module, scales: Sequence[float], precision: torch.dtype,
                  batch_pixels: int, workers: int, max_pixels: int, strict: bool, side: int = 0,
                  local: LocalSettings | None = None, whitening: Whitening | None = None,
                  local_whitening: Whitening | None = None,
-                 worker_init: Callable[[int], None] | None = None, pooling: str = "mean"):
+                 worker_init: Callable[[int], None] | None = None, pooling: str = "mean",
+                 lenient: bool = True):
         self.model, self.scales, self.precision = model.eval(), list(scales), precision
         self.max_pixels, self.strict, self.side = max_pixels, strict, side
         self.local, self.workers, self.worker_init = local, workers, worker_init
-        self.pooling = pooling
+        self.pooling, self.lenient = pooling, lenient
         every_scale = [*scales, *(local.scales if local else ())]
         self.smallest, self.largest = min(every_scale), max(every_scale)
         self.device = next(model.parameters()).device
@@ -223,7 +227,8 @@ class Extractor:
         def write(chunk: int, described: Sequence[int], result: ChunkResult) -> None:
             table = result.global_table(writer.dim)
             local = result.local_table(writer.local_dim) if self.local else None
-            writer.write_chunk(chunk, table, result.errors, local, stamps=result.stamps, images=described)
+            warned = {row: text for row, text in result.warnings.items() if row not in result.errors}
+            writer.write_chunk(chunk, table, result.errors, local, warned, result.stamps, described)
             on_chunk(chunk)
 
         writing: Future | None = None
@@ -260,7 +265,7 @@ class Extractor:
         """The images of a source in an order, decoded by the worker processes; of `described` it is known
         that they were there."""
         return decoded_images(source, order, self.max_pixels, self.workers,
-                              self.device.type == "cuda", self.worker_init, described)
+                              self.device.type == "cuda", self.worker_init, self.lenient, described)
 
     def _next(self, images: Iterator[Decoded]) -> Decoded | None:
         start = time.perf_counter()
@@ -297,6 +302,8 @@ class Extractor:
                 result.errors[row] = image.pixels.reason
                 on_batch(1)
                 continue
+            if image.warning:
+                result.warnings[row] = image.warning
             size = tuple(image.pixels.shape[1:])
             result.sizes[row], result.corners[row] = size[::-1], image.corner
             pixels = self._on_device(image.pixels)

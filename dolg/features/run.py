@@ -23,6 +23,7 @@ from revisitop.stores import StoreError
 
 # Seconds between two looks at what other workers have done, and between two words on whom one waits for
 _LOOK_AGAIN, _SAY_AGAIN = 1.0, 30.0
+_SHOWN = 20
 
 
 def infer(cfg, retry: bool = False) -> None:
@@ -202,18 +203,26 @@ def _chunks_to_do(writer: StoreWriter, claims: Claims, number: int, of: int) -> 
 
 
 def _report(path: Path) -> None:
-    """Say what is in a finished store, and which images failed. Raises UserError if all did."""
+    """Say what is in a finished store, which images failed, and which were described with a warning. Raises
+    UserError if all failed."""
     store = FeatureStore(path)
-    errors = store.errors()
+    errors, warnings = store.errors(), store.warnings()
     say(f"{path}: {store.count} images, {store.dim} dimensions"
         + (f", {len(errors)} FAILED and are marked in the store (--retry-failed tries them again):"
            if errors else ""))
-    for name, reason in errors[:20]:
-        say(f"  {name}: {reason}")
-    if len(errors) > 20:
-        say(f"  ... and {len(errors) - 20} more")
+    _say_some(errors)
+    if warnings:
+        say(f"WARNING: {len(warnings)} images were described all the same:")
+        _say_some(warnings)
     if errors and len(errors) == store.count:
         reasons = list(dict.fromkeys(reason for _, reason in errors))
         raise UserError(f"all {store.count} images of {path} failed ({'; '.join(reasons[:3])}"
                         f"{'; ...' if reasons[3:] else ''}): mend what these reasons say, and give "
                         "--retry-failed")
+
+
+def _say_some(images: list[tuple[str, str]]) -> None:
+    for name, reason in images[:_SHOWN]:
+        say(f"  {name}: {reason}")
+    if len(images) > _SHOWN:
+        say(f"  ... and {len(images) - _SHOWN} more")

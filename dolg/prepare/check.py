@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dolg.core.logging import say
-from dolg.data.decode import ImageError, jpeg_decoder
+from dolg.data.decode import MAX_PIXELS, ImageError, jpeg_decoder
 from dolg.data.loader import one_opencv_thread, worker_count
 from dolg.data.manifest import FILE, how_to_get, read_manifest
 from dolg.errors import UserError
@@ -19,7 +19,6 @@ from dolg.files import file_digest, write_atomically
 from dolg.prepare.lists import name_digests
 
 REPORT = "check.json"
-_MAX_PIXELS = 100_000_000       # as extraction takes them by default (INFER.MAX_PIXELS)
 _TOGETHER = 64
 _BLOCK = 2 ** 16                # names that are strings at the same time
 _SHOWN = 20
@@ -28,8 +27,9 @@ _SHOWN = 20
 class _Verdicts(Dataset):
     """What is wrong with each of some images of a source; empty: nothing."""
 
-    def __init__(self, source: ImageSource, indexes: np.ndarray):
-        self.images, self.indexes = DecodedImages(source, _MAX_PIXELS), indexes
+    def __init__(self, source: ImageSource, indexes: np.ndarray, max_pixels: int):
+        # A JPEG that is cut short is read by default, but not as it should be
+        self.images, self.indexes = DecodedImages(source, max_pixels, lenient=False), indexes
 
     def __len__(self) -> int:
         return len(self.indexes)
@@ -39,7 +39,7 @@ class _Verdicts(Dataset):
         return found.reason if isinstance(found, ImageError) else ""
 
 
-def check(folder: Path, workers: int = -1) -> None:
+def check(folder: Path, workers: int = -1, max_pixels: int = MAX_PIXELS) -> None:
     """Decode all images that the lists and the ground truth of a prepared data set name, each once.
 
     Says how many there are and which are not as they should be, and writes it all to check.json.
@@ -47,6 +47,7 @@ def check(folder: Path, workers: int = -1) -> None:
     Args:
         folder: the data set's.
         workers: decoding processes; 0: this one, -1: one per core.
+        max_pixels: images that claim more are not as they should be.
 
     Raises UserError where something is wrong, or nothing prepared the folder.
     """
@@ -70,7 +71,7 @@ def check(folder: Path, workers: int = -1) -> None:
             seen = np.union1d(seen, found)
             checked += len(new)
             wrong_images += [f"{source.path(index)}: {reason}"
-                             for index, reason in _decoded(what, source, new, workers)]
+                             for index, reason in _decoded(what, source, new, workers, max_pixels)]
     problems = [f"{name}: {reason}" for name, reason in wrong_files.items()] + wrong_images
     _report(folder, checked, problems)
     if problems:
@@ -146,11 +147,11 @@ def _mending(folder: Path, files: bool, images: bool) -> str:
 
 
 def _decoded(what: str, source: ImageSource, indexes: np.ndarray,
-             workers: int) -> Iterator[tuple[int, str]]:
+             workers: int, max_pixels: int) -> Iterator[tuple[int, str]]:
     """The images that cannot be decoded, and why."""
     jpeg_decoder()      # once, before the workers start
     workers = worker_count(workers, 1)
-    loader = DataLoader(_Verdicts(source, indexes), batch_size=_TOGETHER, collate_fn=list,
+    loader = DataLoader(_Verdicts(source, indexes, max_pixels), batch_size=_TOGETHER, collate_fn=list,
                         num_workers=workers, multiprocessing_context="fork" if workers else None)
     with one_opencv_thread():
         blocks = iter(loader)

@@ -39,7 +39,7 @@ def prepare_data(args: Namespace) -> None:
     if args.check:
         manifest = read_manifest(args.root / dataset.name) or {}
         for name in (dataset.name, *manifest.get("beside", ())):
-            check(args.root / name, args.workers)
+            check(args.root / name, args.workers, args.max_pixels)
         return
     work = Work(dataset, args.root, args.given, args.mirror, args.jobs, args.remove_archives, args.partial,
                 args.unverified)

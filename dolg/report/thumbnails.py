@@ -3,7 +3,6 @@ import hashlib
 import io
 import json
 import os
-import stat
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,12 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from dolg.data.decode import FORMATS
+from dolg.data.decode import ImageError, read_file, read_header, readable
 
 # A panorama is shrunk to this many times its height in width, or it would outweigh all the rest
 MAX_ASPECT = 4
 QUALITY = 75
+MAX_PIXELS = 200_000_000        # of a photograph: below Pillow's own limit, which would speak otherwise
 # Threads: Pillow decodes, shrinks and writes outside the interpreter's lock
 MOST_THREADS = 16
 _JPEG_END = b"\xff\xd9"
@@ -72,10 +72,10 @@ def make_thumbnail(wanted: Wanted) -> Thumbnail:
     if wanted.path is None:
         return Thumbnail(problem="no such file")
     try:
-        kind = os.stat(wanted.path).st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):      # a pipe would be waited for
-            return Thumbnail(problem="not a regular file")
-        with Image.open(wanted.path, formats=FORMATS) as image:
+        data = read_file(wanted.path)
+        header = read_header(wanted.path, data, MAX_PIXELS)
+        data = readable(wanted.path, data, header)
+        with Image.open(io.BytesIO(data), formats=(header.kind,)) as image:
             ImageOps.exif_transpose(image, in_place=True)
             source = image.size
             part = _eight_bits(image.crop(_inside(wanted.box, source)) if wanted.box else image)
@@ -83,10 +83,9 @@ def make_thumbnail(wanted: Wanted) -> Thumbnail:
             width = min(MAX_ASPECT * wanted.height, wanted.height * part.width // part.height + 1)
             part.thumbnail((width, wanted.height), Image.Resampling.LANCZOS, reducing_gap=1.5)
             small = part.convert("RGB")
-    except FileNotFoundError:
-        return Thumbnail(problem="no such file")
-    except Image.DecompressionBombError:
-        return Thumbnail(problem="absurdly large image")
+    except ImageError as error:
+        reason = error.reason.removesuffix(" or directory")
+        return Thumbnail(problem=reason[0].lower() + reason[1:])
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's three ways to refuse a file
         return Thumbnail(problem=_reason(error))
     buffer = io.BytesIO()
@@ -152,6 +151,4 @@ def _inside(box: tuple[float, float, float, float], size: tuple[int, int]) -> tu
 
 def _reason(error: Exception) -> str:
     """Why an image could not be read, without its path, which the tile's name already gives."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image file"
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 
 from dolg.data.boxes import Box, pixels_inside
-from dolg.data.decode import ImageError, decode, read_file, read_header
+from dolg.data.decode import MAX_PIXELS, ImageError, decode, read_file, read_header
+from dolg.data.headers import kind_of
 from dolg.errors import UserError
-
-# How files of these kinds begin; what is after RIFF's length is WebP's own
-_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WebP": b"RIFF", "BMP": b"BM"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Limits:
             files from strangers should not reach.
     """
 
-    pixels: int = 100_000_000
+    pixels: int = MAX_PIXELS
     side: int = 0
     kinds: tuple[str, ...] = ()
 
@@ -82,7 +80,7 @@ def decode_photo(name: str, data: bytes, limits: Limits) -> Photo:
 
     Raises ImageError where it is damaged or no image, UserError where it is of another kind or too large.
     """
-    if limits.kinds and not any(_is_of_kind(data, kind) for kind in limits.kinds):
+    if limits.kinds and kind_of(data) not in map(str.upper, limits.kinds):
         kinds = ", ".join(limits.kinds[:-1]) + f" or {limits.kinds[-1]}"
         raise UserError(f"{name} is no {kinds} file: save it as one of these first")
     header = read_header(name, data, limits.pixels)
@@ -107,7 +105,3 @@ def shrunk(photo: Photo, region: Box, side: int) -> np.ndarray | None:
     size = [max(1, round(length * side / longer)) for length in (right - left, bottom - top)]
     pixels = photo.pixels[:, top:bottom, left:right].permute(1, 2, 0).flip(2).contiguous().numpy()
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-
-
-def _is_of_kind(data: bytes, kind: str) -> bool:
-    return data.startswith(_SIGNATURES[kind]) and (kind != "WebP" or data[8:12] == b"WEBP")

@@ -222,7 +222,7 @@ def test_data_sets_of_views(toy_images):
     images = read_image_list(toy_images / "toy" / "train_list.txt", num_classes=4)
     image = read_image(images.name(3))
     squares = TrainingImages(images, 32, 0.08, seed=1, lighting=0.0, resize=40)
-    view, drawn, label, index = squares[2, 3]       # epoch 2, image 3
+    view, drawn, label, index, *_ = squares[2, 3]       # epoch 2, image 3
     assert view.shape == (3, 32, 32) and drawn.shift == (0, 0, 0)
     assert (label, index) == (images.labels[3], 3)
     whole = render(image, square_view(56, 72, 40))

@@ -56,7 +56,7 @@ def photos(tmp_path_factory):
         path = folder / ("sub dir" if i % 2 else ".") / f"photo.{i:02d} ü.jpg"
         path.parent.mkdir(exist_ok=True)
         cv2.imencode(".jpg", pixels)[1].tofile(path)
-    (folder / "cut.jpg").write_bytes((folder / "photo.00 ü.jpg").read_bytes()[:700])
+    (folder / "cut.jpg").write_bytes((folder / "photo.00 ü.jpg").read_bytes()[:300])
     (folder / "text.jpg").write_text("this is no image")
     return folder
 

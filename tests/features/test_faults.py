@@ -106,7 +106,7 @@ def _sixteen_bits(path: Path, _) -> None:
 
 FAILING = {"cut.jpg", "empty.jpg", "text.jpg", "cut.png"}
 ODD = {
-    "cut.jpg": lambda path, blob: path.write_bytes(blob[:len(blob) // 2]),
+    "cut.jpg": lambda path, blob: path.write_bytes(blob[:300]),
     "empty.jpg": lambda path, blob: path.write_bytes(b""),
     "text.jpg": lambda path, blob: path.write_text("no image"),
     "cut.png": lambda path, blob: (_pillow("RGB")(path, blob),
