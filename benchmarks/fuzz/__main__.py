@@ -15,7 +15,8 @@ from benchmarks.fuzz.harness import Outcome, Target, case_file, fuzz, work
 
 # Kind -> "module:TARGET" in this folder; imported when it is asked for
 KINDS: dict[str, str] = {
-    "delg": "tables:DELG", "hdf5": "tables:HDF5", "mat": "tables:MAT", "npy": "tables:NPY", "yaml": "configs:YAML",
+    "delg": "tables:DELG", "hdf5": "tables:HDF5", "mat": "tables:MAT", "npy": "tables:NPY",
+    "yaml": "configs:YAML",
 }
 
 
