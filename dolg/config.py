@@ -527,9 +527,9 @@ def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
 
 def _parse(text: str):
     """A command-line value as the Python literal or the number it spells, else as the string itself."""
-    if text.strip(" +-").lower() in ("nan", "inf", "infinity"):
-        return float(text)
     try:
+        if text.strip(" +-").lower() in ("nan", "inf", "infinity"):
+            return float(text)
         with warnings.catch_warnings(action="ignore"):      # of words that begin as numbers do
             return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):

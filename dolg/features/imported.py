@@ -75,7 +75,8 @@ def numbers(value, what: str) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise UserError(f"{what} holds {_KINDS[array.dtype.kind]}; descriptors are real numbers")
-    with np.errstate(over="ignore"):        # what float32 cannot hold is not finite, and said to be so
+    # What float32 cannot hold is not finite, and said to be so
+    with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(np.float32, copy=False)
 
 
