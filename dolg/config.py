@@ -536,9 +536,9 @@ def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
 
 def _parse(text: str):
     """A command-line value as the Python literal or the number it spells, else as the string itself."""
-    if text.strip(" +-").lower() in ("nan", "inf", "infinity"):
-        return float(text)
     try:
+        if text.strip(" +-").lower() in ("nan", "inf", "infinity"):
+            return float(text)
         with warnings.catch_warnings(action="ignore"):      # of words that begin as numbers do
             return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
@@ -574,16 +574,16 @@ def _set(cfg: CfgNode, key: str, value, source: str, text: str | None = None) ->
 def _check_plain(value, key: str, source: str, level: int = 0) -> None:
     """Raise UserError for numbers that are not finite, or that 64 bits do not hold, and for other than
     numbers, text and lists of them."""
+    verb = "has" if level else "is"
     if isinstance(value, (list, tuple)) and level < 3:
         for part in value:
             _check_plain(part, key, source, level + 1)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{source}: {key} {'is' if not level else 'has'} {value}: give a finite number")
+        raise UserError(f"{source}: {key} {verb} {value}: give a finite number")
     elif isinstance(value, int) and abs(value) >= 2 ** 63:
-        raise UserError(f"{source}: {key} {'is' if not level else 'has'} a number of {value.bit_length()} bits: "
-                        "give one below 2 ** 63")
+        raise UserError(f"{source}: {key} {verb} a number of {value.bit_length()} bits: give one below 2 ** 63")
     elif not isinstance(value, (bool, int, float, str, type(None))):
-        raise UserError(f"{source}: {key} {'is' if not level else 'has'} of type {type(value).__name__}: "
+        raise UserError(f"{source}: {key} {verb} of type {type(value).__name__}: "
                         "give a number, text or a list of them")
 
 

@@ -35,8 +35,8 @@ def read_yaml(path: Path):
 class _Loader(yaml.SafeLoader):
     """Refuses keys that are given twice, nesting without end and what aliases make of a few lines."""
 
-    yaml_constructors = {f"tag:yaml.org,2002:{kind}": yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{kind}"]
-                         for kind in _KINDS} | {None: yaml.SafeLoader.construct_undefined}
+    yaml_constructors = {tag: constructor for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+                         if tag is None or tag.rpartition(":")[2] in _KINDS}
     # Dates stay text, and a lone = is one
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":value"))]
@@ -74,7 +74,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag.endswith(":merge"):
                 continue
-            if not key.tag.endswith(":str"):
+            if not (isinstance(key, yaml.ScalarNode) and key.tag.endswith(":str")):
                 raise ConstructorError(None, None, "a key is not text", key.start_mark)
             if key.value in seen:
                 raise ConstructorError(None, None, f"the key {key.value[:100]} is given twice", key.start_mark)
@@ -85,14 +85,14 @@ class _Loader(yaml.SafeLoader):
         text = self.construct_scalar(node)
         # YAML 1.1 takes 010 for 8 and 1:30 for 90
         if not re.fullmatch("[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)", text) or len(text) > 100:
-            raise ConstructorError(None, None, f"{text[:40]} is not a whole number of usual size in decimal digits; "
-                                   "text needs quotation marks", node.start_mark)
+            raise ConstructorError(None, None, f"{text[:40]} is not a whole number of usual size in decimal "
+                                   "digits; text needs quotation marks", node.start_mark)
         return super().construct_yaml_int(node)
 
     def construct_yaml_float(self, node):
         if ":" in node.value:
-            raise ConstructorError(None, None, f"{node.value[:40]} would be read in base 60; text needs quotation "
-                                   "marks", node.start_mark)
+            raise ConstructorError(None, None, f"{node.value[:40]} would be read in base 60; text needs "
+                                   "quotation marks", node.start_mark)
         return super().construct_yaml_float(node)
 
 

@@ -189,7 +189,7 @@ def test_dates_are_text_and_merge_keys_and_aliases_are_read(tmp_path):
     (["MODEL.HEADS.MARGIN", "1e999"], "MODEL.HEADS.MARGIN is inf"), (["NUM_GPUS", "-" * 90_000 + "1"], "takes int"),
     (["LOSS.PML.ARGS.margin", "nan"], "LOSS.PML.ARGS.margin is nan"), (["NUM_GPUS", "(" * 9000], "takes int"),
     (["INFER.SCALES", "[1, nan]"], "INFER.SCALES has nan"), (["OPTIM.BASE_LR", "9" * 400], "of 1329 bits"),
-    (["NUM_GPUS", "9" * 5000], "takes int"), (["TEST.RECALLS", "[1, True]"], "TEST.RECALLS has True"),
+    (["NUM_GPUS", "9" * 5000], "takes int"), (["OPTIM.BASE_LR", "+-nan"], "takes float"), (["TEST.RECALLS", "[1, True]"], "TEST.RECALLS has True"),
     (["OPTIM.LR_POLICY", "steps", "OPTIM.STEPS", "[0, 'a']"], "OPTIM.STEPS has 'a': give numbers alone"),
     (["INPUT.MEAN", "[a, b, c]"], "INPUT.MEAN has 'a'"), (["RERANK.METHOD", "[1]"], "RERANK.METHOD has 1"),
     (["OPTIM.BASE_LR", "-0.1"], "OPTIM.BASE_LR is -0.1: give 0 or more"),

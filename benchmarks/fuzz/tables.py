@@ -1,7 +1,8 @@
-"""Feature files of other codes: .npy, .mat, HDF5 and TensorFlow's DELG, whole ones of several layouts damaged, and headers made up.
+"""Feature files of other codes: .npy, .mat, HDF5 and TensorFlow's DELG, damaged or made up.
 
-They are imported as tools/store.py imports them, but for one thing: the process that reads .mat and HDF5 files is
-kept from file to file, and started again after a file that ended it (which the command reports as a refusal).
+They are imported as tools/store.py imports them, but for one thing: the process that reads .mat and HDF5
+files is kept from file to file, and started again after a file that ended it (which the command reports as
+a refusal).
 """
 import io
 import random
@@ -30,7 +31,8 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
                 data[at] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
             case 2:
                 width = min(rng.choice((2, 4, 8)), len(data) - at)
-                value = rng.choice((0, 1, -1, 2 ** 31, 2 ** 31 - 1, 2 ** 63 - 1, 2 ** 40, rng.getrandbits(64)))
+                value = rng.choice((0, 1, -1, 2 ** 31, 2 ** 31 - 1, 2 ** 63 - 1, 2 ** 40,
+                                    rng.getrandbits(64)))
                 data[at:at + width] = (value % 256 ** width).to_bytes(width, rng.choice(("little", "big")))
             case 3:
                 other, length = rng.randrange(len(data)), rng.randrange(1, 64)
@@ -52,14 +54,16 @@ def _npy(rng: random.Random) -> tuple[str, bytes]:
         header = _npy_header(rng).encode("latin1", "replace")
         version = rng.choice((1, 1, 1, 2, 3, 0, 255))
         length = rng.choice((len(header), len(header), len(header), 0, 65535, 2 ** 31))
-        size = length.to_bytes(2, "little") if version == 1 and length < 65536 else length.to_bytes(4, "little")
-        return "f.npy", b"\x93NUMPY" + bytes([version, 0]) + size + header + rng.randbytes(rng.choice((0, 8, 96)))
+        size = length.to_bytes(2 if version == 1 and length < 65536 else 4, "little")
+        values = rng.randbytes(rng.choice((0, 8, 96)))
+        return "f.npy", b"\x93NUMPY" + bytes([version, 0]) + size + header + values
     return "f.npy", damaged(rng, rng.choice(_npy_files()))
 
 
 def _npy_header(rng: random.Random) -> str:
-    kinds = ["'<f4'", "'>f8'", "'<f2'", "'|O'", "'<c8'", "'|b1'", "'<M8[s]'", "'<U4'", "'|S0'", "'|V8'", "'<i9'", "''",
-             "[('a', '<f4')]", "('<f4', (2, 3))", "'<f16'", "None", "{'names': [], 'formats': []}", "[" * 300]
+    kinds = ["'<f4'", "'>f8'", "'<f2'", "'|O'", "'<c8'", "'|b1'", "'<M8[s]'", "'<U4'", "'|S0'", "'|V8'",
+             "'<i9'", "''", "[('a', '<f4')]", "('<f4', (2, 3))", "'<f16'", "None",
+             "{'names': [], 'formats': []}", "[" * 300]
     numbers = ["0", "1", "4", "6", "-1", "3L", "1e3", "True", str(2 ** 31), str(2 ** 62), "9" * 30, "9" * 5000,
                "(" * 400, "-" * 3000 + "1"]
     shape = ", ".join(rng.choice(numbers) for _ in range(rng.choice((0, 1, 2, 2, 2, 3, 40))))
@@ -120,7 +124,7 @@ def _hdf5(rng: random.Random) -> tuple[str, bytes]:
 @cache
 def _hdf5_files() -> list[bytes]:
     files = []
-    for libver in ("earliest", "earliest", "earliest", "latest"):       # the latest has checksums of everything
+    for libver in ("earliest", "earliest", "earliest", "latest"):       # the latest has checksums
         for options in ({}, {"chunks": True, "compression": "gzip"}, {"chunks": True, "fletcher32": True},
                         {"chunks": True, "shuffle": True, "compression": "lzf"}, {"chunks": True, "scaleoffset": 3}):
             files.append(_hloc_file(libver, options, "f4"))

@@ -21,7 +21,7 @@ from dolg.features.imported import Imported, joined, local_features, numbers, st
 # A file may expand to so many bytes, and so many times its size: descriptors hardly compress
 _BYTES, _EXPANSION = 64 << 20, 32
 # Of CPU time, and so many bytes of the file a second more
-_SECONDS, _RATE = 5, 1 << 18
+_SECONDS, _RATE = 2, 1 << 18
 _FIELDS = ("global_descriptor", "keypoints", "descriptors", "scores", "scales")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -77,7 +77,7 @@ def read_hdf5(path: Path) -> Imported:
 
 
 def _hloc_features(what: str, entry: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Of a group. hloc's descriptors have a column per keypoint."""
+    """The local features of a group. hloc's descriptors have a column per keypoint."""
     there = [field for field in _FIELDS[1:] if field in entry]
     if not there:
         return local_features(what, np.empty((0, 0)), np.empty((0, 2)), None, np.empty(0))
@@ -115,7 +115,8 @@ def _checked_datasets(file, path: Path) -> list[str]:
     import h5py
 
     # Links are not followed: a soft link may lead to an external one
-    link = file.id.links.visit(lambda name, info: None if info.type == h5py.h5l.TYPE_HARD else name, info=True)
+    hard = h5py.h5l.TYPE_HARD
+    link = file.id.links.visit(lambda name, info: None if info.type == hard else name, info=True)
     if link is not None:
         raise UserError(f"{path}: {os.fsdecode(link)} is a link; only data in the file itself are read")
     names, left = [], _allowed_bytes(path)

@@ -23,8 +23,9 @@ def import_delg(folder: Path) -> Imported:
     for file in locals_:
         found = _parsed(features, file).feature
         rows = [_array(f.descriptor, file).reshape(-1) for f in found]
+        labels = [f"feature {number}" for number in range(len(rows))]
         parts.append(local_features(
-            str(file), stacked(file, [f"feature {i}" for i in range(len(rows))], rows) if rows else np.empty((0, 0)),
+            str(file), stacked(file, labels, rows) if rows else np.empty((0, 0)),
             np.array([(f.x, f.y) for f in found]).reshape(-1, 2), np.array([f.scale for f in found]),
             np.array([f.strength for f in found])))
     return Imported(names, table, joined(folder, parts))
@@ -33,7 +34,8 @@ def import_delg(folder: Path) -> Imported:
 def _array(datum, file: Path) -> np.ndarray:
     shape, values = tuple(datum.shape.dim), datum.float_list.value
     if min(shape, default=0) < 0 or math.prod(shape) != len(values):
-        raise UserError(f"{file} is damaged: it claims an array of shape {shape}, and has {len(values)} numbers")
+        raise UserError(f"{file} is damaged: it claims an array of shape {shape}, and has {len(values)} "
+                        "numbers")
     return np.array(values, np.float32).reshape(shape)
 
 

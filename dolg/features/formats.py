@@ -64,9 +64,10 @@ def store_imported(imported: Imported, path: Path, source: Path, chunk_size: int
     UserError where no image is left."""
     local, failed = imported.local, imported.failures()
     if len(failed) == len(imported.names):
-        raise UserError(f"{source} holds no descriptor that is finite" if failed else f"{source} holds no images")
+        raise UserError(f"{source} holds no {'descriptor that is finite' if failed else 'images'}")
     if not imported.descriptors.shape[1] and not local:
-        raise UserError(f"{source} holds {len(imported.names)} images, but neither descriptors nor local features")
+        raise UserError(f"{source} holds {len(imported.names)} images, but neither descriptors nor local "
+                        "features")
     writer = StoreWriter(path, imported.names, imported.descriptors.shape[1], chunk_size,
                          {"imported_from": source.name, "imported_digest": imported.digest()},
                          local.descriptors.shape[1] if local else 0)
@@ -120,7 +121,8 @@ def _delg_entry(path: Path, name: str, entry: dict) -> tuple[np.ndarray, ...]:
     if lacking:
         raise UserError(f"{path}: {name} has no {' and no '.join(lacking)}")
     locations = numbers(entry["locations"], f"{path}: {name}: locations")
-    return local_features(f"{path}: {name}", entry["descriptors"], np.flip(locations, -1), None, entry["scores"])
+    return local_features(f"{path}: {name}", entry["descriptors"], np.flip(locations, -1), None,
+                          entry["scores"])
 
 
 def _export_pickle(store: FeatureStore, path: Path) -> None:
@@ -150,9 +152,10 @@ def _tabular(path: Path, table: np.ndarray, names: Path | None, transpose: bool)
         elif len(lines) != count:
             raise UserError(f"{names} names {len(lines)} images, but {path} has {count} of {dim} dimensions")
     elif count < dim and not transpose:
-        notes.append(f"{path} was read as {count} images of {dim} dimensions; if it is {dim} images of {count} "
-                     "dimensions, import it with --transpose, or with --names")
-    return Imported(lines or [str(row) for row in range(len(table))], np.ascontiguousarray(table), None, notes)
+        notes.append(f"{path} was read as {count} images of {dim} dimensions; if it is {dim} images of "
+                     f"{count} dimensions, import it with --transpose, or with --names")
+    lines = lines or [str(row) for row in range(len(table))]
+    return Imported(lines, np.ascontiguousarray(table), None, notes)
 
 
 def _lines(names: Path) -> list[str]:

@@ -39,8 +39,8 @@ class Imported:
     def failures(self) -> dict[int, str]:
         """Why a row is not a descriptor."""
         finite = np.isfinite(self.descriptors)
-        return {int(row): "its descriptor has values that are not finite" if finite[row].any() else "no descriptor"
-                for row in np.flatnonzero(~finite.all(axis=1))}
+        reasons = ("no descriptor", "its descriptor has values that are not finite")
+        return {int(row): reasons[int(finite[row].any())] for row in np.flatnonzero(~finite.all(axis=1))}
 
     def normalize(self) -> None:
         """Scale the descriptors, and those of the local features, to unit length. A descriptor of zeros
@@ -53,11 +53,13 @@ class Imported:
         """The numbers of images, dimensions, local features and images without a descriptor."""
         parts = [f"{len(self.names)} images of {self.descriptors.shape[1]} dimensions"]
         if self.local:
-            parts.append(f"{len(self.local.xy)} local features of {self.local.descriptors.shape[1]} dimensions")
+            count, dim = self.local.descriptors.shape
+            parts.append(f"{count} local features of {dim} dimensions")
         failed = self.failures()
         if failed:
             row = next(iter(failed))
-            parts.append(f"{len(failed)} images are marked as failed, such as {self.names[row]} ({failed[row]})")
+            parts.append(f"{len(failed)} images are marked as failed, such as {self.names[row]} "
+                         f"({failed[row]})")
         return ", ".join(parts)
 
     def warnings(self) -> list[str]:
@@ -73,7 +75,8 @@ def numbers(value, what: str) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise UserError(f"{what} holds {_KINDS[array.dtype.kind]}; descriptors are real numbers")
-    with np.errstate(over="ignore"):        # what float32 cannot hold is not finite, and said to be so
+    # What float32 cannot hold is not finite, and said to be so
+    with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(np.float32, copy=False)
 
 

@@ -45,7 +45,8 @@ class Reader:
         try:
             return {name: np.lib.format.read_array(pipe, allow_pickle=False) for name in found["arrays"]}
         except ValueError as error:
-            raise UserError(f"{path} could not be read: its reader, a process of its own, ended ({error})") from None
+            raise UserError(f"{path} could not be read: its reader, a process of its own, ended "
+                            f"({error})") from None
 
     @property
     def alive(self) -> bool:

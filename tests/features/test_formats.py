@@ -324,7 +324,7 @@ def test_import_says_which_lengths_descriptors_have(tmp_path, run_tool):
     scaled = unit * np.append(np.geomspace(0.2, 8, 40), [1, 1, 1])[:, None].astype(np.float32)
     scaled[40], scaled[41, 3], scaled[42] = 0, np.nan, np.nan
     np.save(tmp_path / "f.npy", scaled)
-    plain = run_tool("tools/store.py", "import", tmp_path / "f.npy", tmp_path / "plain", fresh=True)
+    plain = run_tool("tools/store.py", "import", tmp_path / "f.npy", tmp_path / "plain")
     assert plain.returncode == 0
     assert "warning: 40 of 41 descriptors are not of unit length: their norms are from 0 to 8" in plain.stderr
     assert "--normalize" in plain.stderr
