@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dolg.core.weight_files import read_file, read_weights  # noqa: F401 - for the trainer
+from dolg.core.weight_files import read_weights
 from dolg.core.weights import ALONE, LAYOUTS, sort_keys, strip_wrappers, swap_colours
 from dolg.errors import UserError
 from dolg.models.backbones.timm import TimmBackbone, flat_key

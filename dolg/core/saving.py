@@ -11,8 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
-from dolg.core.checkpoint import read_file
 from dolg.core.logging import say
+from dolg.core.weight_files import read_file
 from dolg.errors import UserError
 from dolg.files import atomic_file, file_digest, read_json, write_atomically
 

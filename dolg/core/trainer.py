@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dolg.core.averaging import build_average
 from dolg.core.batchnorm import precise_statistics
-from dolg.core.checkpoint import load_weights, read_file
+from dolg.core.checkpoint import load_weights
 from dolg.core.distributed import (READ_ERRORS, StopRequest, agreed, any_process, device, from_main, gather,
                                    is_main, rank, world_size)
 from dolg.core.download import weights_file
@@ -32,6 +32,7 @@ from dolg.core.saving import (Position, Saver, checkpoint_path, newest_checkpoin
                               write_best)
 from dolg.core.tasks import build_task
 from dolg.core.validation import EvaluationError
+from dolg.core.weight_files import read_file
 from dolg.data.decode import ImageError
 from dolg.errors import UserError
 from dolg.files import read_records, write_atomically

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dolg.data.headers import (FORMATS, check_webp, is_animated_png, kind_of, png_size, read_jpeg, webp_size,
+from dolg.data.headers import (check_webp, is_animated_png, kind_of, png_size, read_jpeg, webp_size,
                                whole_png)
 
 MAX_PIXELS = 100_000_000        # that a file may claim by default

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dolg.data.decode import FORMATS
+from dolg.data.headers import FORMATS
 from dolg.errors import UserError
 from revisitop.names import IMAGE_SUFFIXES
 

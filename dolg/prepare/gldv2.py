@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dolg.data.decode import FORMATS, ImageError
+from dolg.data.decode import ImageError
+from dolg.data.headers import FORMATS
 from dolg.errors import UserError
 from dolg.files import atomic_file
 from dolg.prepare.catalogue import GLDV2_PARTS, GLDV2_TABLES
