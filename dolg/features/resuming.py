@@ -62,10 +62,10 @@ def check_images(path: Path, source: ImageSource, contents: bool) -> None:
         raise StoreError(f"{path} is of other images, or of other boxes")
     earlier = _Earlier(path, source, manifest["chunk_size"])
     if earlier.added:
-        raise StoreError(f"{path} lacks {len(earlier.added)} images that were added: run the extraction again")
+        raise StoreError(f"{path} lacks {len(earlier.added)} images that were added: finish the extraction")
     if len(earlier.failed) == len(source):
-        raise StoreError(f"all {len(source)} images of {path} failed: mend the reasons that tools/info.py names, "
-                         "and give --retry-failed")
+        raise StoreError(f"all {len(source)} images of {path} failed: mend what tools/info.py names as "
+                         "reasons, and give --retry-failed")
     if changed := earlier.changed(len(source), contents):
         raise StoreError(f"{_said(path, source, changed)}: --retry-failed describes them again")
 
@@ -84,7 +84,8 @@ def in_order_of(path: Path, source: ImageSource) -> tuple[ImageSource, int]:
     if digest in (None, source.digest()):
         return source, 0
     size = manifest["chunk_size"]
-    there = sorted(int(file.stem[6:]) for file in path.glob("chunk-*.safetensors") if file.stem[6:].isdecimal())
+    numbers = (file.stem.removeprefix("chunk-") for file in path.glob("chunk-*.safetensors"))
+    there = sorted(int(number) for number in numbers if number.isdecimal())
     index_of = {name: index for index, name in enumerate(source.names)}
     order, found, lost = np.full(len(source), -1), 0, []
     for chunk, written in zip(there, _read([path / chunk_name(chunk) for chunk in there])):
@@ -101,8 +102,8 @@ def in_order_of(path: Path, source: ImageSource) -> tuple[ImageSource, int]:
             f"and {len(source)} are given") + ": bring them back, or give another INFER.OUT_DIR")
     rest = sorted(index_of.values())
     if len(rest) != (order < 0).sum():
-        raise UserError(f"{path} is of other images, and those given have a name twice, which leaves open which "
-                        "of them it has: give another INFER.OUT_DIR")
+        raise UserError(f"{path} is of other images, and cannot take more of a list that has a name twice: "
+                        "give each once, or another INFER.OUT_DIR")
     order[order < 0] = rest
     ordered = _reordered(source, order)
     if ordered.digest() == digest:
@@ -181,8 +182,8 @@ class _Earlier:
 
 def _said(path: Path, source: ImageSource, changed: dict[int, str]) -> str:
     first = min(changed)
-    return (f"{path}: {len(changed)} of its {len(source)} images have changed since they were described, such "
-            f"as {source.path(first)} ({changed[first]})")
+    return (f"{path}: {len(changed)} of its {len(source)} images have changed since they were described, "
+            f"such as {source.path(first)} ({changed[first]})")
 
 
 def _reordered(source: ImageSource, order: np.ndarray) -> ImageSource:

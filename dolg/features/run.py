@@ -107,8 +107,8 @@ def _store_name(location: Path) -> str:
     else:
         name = location.stem
     if name in ("", ".", ".."):
-        raise UserError(f"INFER.IMAGES {location} has no name to call its store by: give a folder or list that "
-                        "has one")
+        raise UserError(f"INFER.IMAGES {location} has no name to call its store by: give a folder or list "
+                        "that has one")
     return name
 
 
@@ -188,8 +188,8 @@ class _Waiting:
             self._next = time.monotonic() + _SAY_AGAIN
             others = claimants(self._claims.folder)
             tqdm.write(f"{self._claims.folder.parent}: waiting for {'; '.join(others[:3]) or 'other workers'}"
-                       f"{'; ...' if others[3:] else ''}. Chunks of workers that give no sign of life are taken "
-                       f"over after INFER.LEASE ({self._claims.lease:g}) seconds", file=sys.stderr)
+                       f"{'; ...' if others[3:] else ''}. Chunks of workers that give no sign of life are "
+                       f"taken over after INFER.LEASE ({self._claims.lease:g}) seconds", file=sys.stderr)
 
 
 def _chunks_to_do(writer: StoreWriter, claims: Claims, number: int, of: int) -> Iterator[int]:

@@ -249,7 +249,7 @@ class StoreWriter:
         return range(start, min(start + self.chunk_size, len(self.names)))
 
     def describe_again(self, index: int, images: Sequence[int]) -> None:
-        """Take a chunk that is there for missing until these images of it are written as well, by whomever."""
+        """Take a chunk that is there for missing until these images of it are written, by any worker."""
         self._unfinished[index] = self._file_of(index), sorted(images)
 
     def is_written(self, index: int) -> bool:
