@@ -28,6 +28,7 @@ ADDED = {
     "tools/rerank.py": RUN,
     "tools/rerank_classes.py": [*RUN, "INFER.SIZE", "32", "MODEL.NUM_CLASSES", "8"],
     "tools/make_landmarks.py": LANDMARKS,
+    "benchmarks.fuzz": ["--count", "20"],
 }
 
 # What is changed in all arguments and in Python code, and in arguments of a command: pattern (there: of the
@@ -151,14 +152,15 @@ PREAMBLES = {
 
 
 def shrunk(arguments: list[str]) -> list[str]:
-    """A Python command's script and arguments with what makes it small."""
-    script, *rest = arguments
-    name = "/".join(Path(script).parts[-2:])
+    """A Python command's script, or -m and a module, and arguments with what makes it small."""
+    start = 1 + (arguments[0] == "-m")
+    script, rest = arguments[:start], arguments[start:]
+    name = "/".join(Path(script[-1]).parts[-2:])
     for pattern, replacement in [(LAST_EPOCH, ONLY_EPOCH),
                                  *((f"^{old}$", new) for old, new in CHANGED.get(name, []))]:
         rest = [re.sub(pattern, replacement, argument) for argument in rest]
     config = rest[rest.index("--cfg") + 1] if "--cfg" in rest[:-1] else ""
-    return [script, *rest, *(_network(config) if config else []), *ADDED.get(name, [])]
+    return [*script, *rest, *(_network(config) if config else []), *ADDED.get(name, [])]
 
 
 def shrunk_load(load: Callable) -> Callable:
