@@ -28,6 +28,7 @@ class Target:
         refusals: exceptions that stand for "refused": their message must be one line.
         seconds: that one file may take before it counts as a hang.
         memory: bytes that one file may take of memory, at its peak.
+        prepare: what a process does first, such as importing what the first file would have to wait for.
     """
 
     make: Callable[[random.Random], tuple[str, bytes]]
@@ -35,6 +36,7 @@ class Target:
     refusals: tuple[type[Exception], ...]
     seconds: float = 10.0
     memory: int = 1 << 30
+    prepare: Callable[[], object] = lambda: None
 
 
 @dataclass
@@ -64,6 +66,7 @@ def work(target: Target, seed: int, cases: range) -> None:
     that `fuzz` has started."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)       # what a reader prints goes elsewhere
+    target.prepare()
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
             name, content = case_file(target, seed, case)

@@ -8,7 +8,7 @@ from functools import cache
 from PIL import Image, ImageDraw
 
 from benchmarks.fuzz.harness import Target
-from dolg.data.decode import ImageError, read_image
+from dolg.data.decode import ImageError, jpeg_decoder, read_image
 
 _MAX_PIXELS = 10_000_000
 # What `read_header` promises for so many pixels, and room for libraries that are loaded at their first use
@@ -107,4 +107,5 @@ def _mend_checksums(data: bytearray) -> None:
         place = end + 4
 
 
-IMAGE = Target(make, lambda path: read_image(path, _MAX_PIXELS), (ImageError,), seconds=10.0, memory=_MEMORY)
+IMAGE = Target(make, lambda path: read_image(path, _MAX_PIXELS), (ImageError,), seconds=10.0, memory=_MEMORY,
+               prepare=jpeg_decoder)
