@@ -41,7 +41,8 @@ def test_training(run_tool, tiny, tmp_path, options, message):
 @pytest.mark.parametrize("content, message", [
     ("", "is empty"), ("a.jpg\n", "line 1"),
     # A byte order mark, tabs and runs of blanks are read: the first image is found
-    ("\ufeff{0}/class 0 photo 0.jpg\t0\r\n{0}/class 0 photo 1.jpg  0\r\n{0}/absent.jpg 1", "1 of the 3 images"),
+    ("\ufeff{0}/class 0 photo 0.jpg\t0\r\n{0}/class 0 photo 1.jpg  0\r\n{0}/absent.jpg 1",
+     "1 of the 3 images"),
     ("{0}/class 0 photo 0.jpg 0\n{0}/class 0 photo 1.jpg\n", "line 2: '"),
     ("a.jpg\t-1\n", r"line 1: label -1 is outside 0 .. 3 (MODEL.NUM_CLASSES is 4): 'a.jpg\t-1'"),
     ("a.jpg,1\n", "put a blank or a tab in the place of ','"),

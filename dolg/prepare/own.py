@@ -250,7 +250,8 @@ def _check_links(given: Path, found: FoundImages, depth: int) -> None:
              if link.count("/") >= depth and _class_of(link, depth) != _class_of(name, depth)]
     # A folder that a link inside it leads back to is in no class by that name
     twice += [(link, name) for link, name in found.folder_links.items()
-              if name and not link.startswith(f"{name}/") and _class_of(link, depth) != _class_of(name, depth)]
+              if name and not link.startswith(f"{name}/")
+              and _class_of(link, depth) != _class_of(name, depth)]
     if twice:
         raise UserError(f"{given} has images in two classes, by {len(twice)} links: {_pairs(twice)}; delete "
                         "one of each")

@@ -35,8 +35,9 @@ def test_the_file_that_a_name_means(tmp_path, name, files, expected):
 
 
 def test_images_by_their_ending_or_their_content(photo, tmp_path):
-    images = {"a.jpg": "JPEG", "B.JPE": "JPEG", "c.jfif": "JPEG", "d.mpo": "JPEG", "e.gif": "GIF", "f.ppm": "PPM",
-              "g.tif": "TIFF", "noext": "PNG", "sub/v1.2.final": "JPEG", "sub/h.jpg.txt": "BMP"}
+    images = {"a.jpg": "JPEG", "B.JPE": "JPEG", "c.jfif": "JPEG", "d.mpo": "JPEG", "e.gif": "GIF",
+              "f.ppm": "PPM", "g.tif": "TIFF", "noext": "PNG", "sub/v1.2.final": "JPEG",
+              "sub/h.jpg.txt": "BMP"}
     for name, kind in images.items():
         photo(tmp_path / name, kind)
     photo(tmp_path / "raw.NEF", "TIFF")

@@ -137,8 +137,8 @@ def test_cls_is_the_label_beside_metadata(run_tool, tiny, tmp_path):
     members = {f"{i}.{kind}": content for i in range(4) for kind, content in
                (("jpg", b"x"), ("json", b'{"caption": "x"}'), ("cls", b"%d" % i))}
     _write(tmp_path / "a.tar", members)
-    done = run_tool("tools/train.py", *tiny, "DATA_DIR", tmp_path, "TRAIN.DATASET", ".", "TRAIN.SPLIT", "a.tar",
-                    "MODEL.NUM_CLASSES", 3, "OUT_DIR", tmp_path / "out")
+    done = run_tool("tools/train.py", *tiny, "DATA_DIR", tmp_path, "TRAIN.DATASET", ".",
+                    "TRAIN.SPLIT", "a.tar", "MODEL.NUM_CLASSES", 3, "OUT_DIR", tmp_path / "out")
     assert done.returncode == 1
     assert "a.tar:3.jpg: label 3 is outside 0 .. 2" in done.stderr
 

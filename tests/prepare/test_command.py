@@ -276,7 +276,7 @@ def test_no_image_of_ones_own_is_in_both_lists(tmp_path, run_tool):
     os.link(mine / "b" / "1.jpg", mine / "b" / "hard.jpg")
     for i in range(40):
         shutil.copy(mine / "ab"[i % 2] / f"{i}.jpg", mine / "ab"[i % 2] / f"copy of {i}.jpg")
-    arguments = ["folder", "--name", "mine", "--root", tmp_path / "data", "--from", mine, "--val-share", "0.5"]
+    arguments = ["folder", "--name", "mine", "--root", tmp_path / "data", "--from", mine, "--val-share", 0.5]
     done = run_tool(COMMAND, *arguments)
     assert done.returncode == 0, done.stderr
     assert "copies of images stay in the same list as these, 40 in all: " in done.stdout
@@ -290,7 +290,8 @@ def test_no_image_of_ones_own_is_in_both_lists(tmp_path, run_tool):
     (mine / "c").symlink_to("a")
     done = run_tool(COMMAND, *arguments)
     assert done.returncode == 1 and (folder / "train_list.txt").read_bytes() == before
-    assert "has images in two classes, by 2 links: a/of b.jpg is b/1.jpg, c is a; delete one of each" in done.stderr
+    assert ("has images in two classes, by 2 links: a/of b.jpg is b/1.jpg, c is a; delete one of each"
+            in done.stderr)
 
 
 def test_every_set_has_a_command():
