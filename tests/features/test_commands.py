@@ -231,7 +231,7 @@ def test_stores_of_two_sizes_and_damaged_names_are_refused(store, keys, run_tool
     for command in ([*extract, "--check"], extract):
         done = run_tool(*command)
         assert done.returncode == 1
-        assert f"{file} is damaged: its header is not as it was written" in done.stderr
+        assert re.search(f"{re.escape(str(file))} (has other images than its store|is damaged)", done.stderr)
 
 
 def test_local_features_need_attention(keys, run_tool, tmp_path):

@@ -227,14 +227,14 @@ def test_images_of_all_sizes_share_a_batch_where_all_become_squares(model, photo
 
 def test_a_fault_of_the_machine_is_none_of_the_image(model, photos, tmp_path, monkeypatch):
     """A disk that fails, or a network: nothing is marked, and another run reads the image."""
-    read = Path.read_bytes
+    open_file = os.open
 
-    def fail(path):
-        if path.name == "photo.04 ü.jpg":
+    def fail(path, *arguments, **options):
+        if os.path.basename(path) == "photo.04 ü.jpg":
             raise OSError(errno.EIO, "Input/output error")
-        return read(path)
+        return open_file(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(os, "open", fail)
     with pytest.raises(ImageError, match="photo.04 ü.jpg: Input/output error"):
         _fill(model, images_of(photos), tmp_path / "store", workers=1)
     monkeypatch.undo()
