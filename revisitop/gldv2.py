@@ -85,7 +85,7 @@ def load_predictions(path: str | Path, solution: Solution, task: str) -> dict[st
     for line, row in read_table(path, ("id", column)):
         place, number = f"{path}, line {line}", index.find(row["id"])
         if number < 0:
-            raise TableError(f"{place}: {row['id']!r} is no test image of the solution, which has "
+            raise TableError(f"{place}: {row['id']!r} is not a test image of the solution, which has "
                              f"{some_names(known)}")
         test_image = known[number]
         _check_new(test_image, seen, place)

@@ -177,7 +177,7 @@ def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
                                                        "id,images; it has id,landmarks"),
     ("retrieval", RETRIEVAL, ["t1,a"], "p.csv, line 1: it must name the columns id,images"),
     ("retrieval", RETRIEVAL, ["id,images", "t1,a", "", "t1,"], "p.csv, line 4: 't1' is there for"),
-    ("retrieval", RETRIEVAL, ["id,images", "t9,a"], "p.csv, line 2: 't9' is no test image of"),
+    ("retrieval", RETRIEVAL, ["id,images", "t9,a"], "p.csv, line 2: 't9' is not a test image of"),
     ("retrieval", RETRIEVAL, ["id,images", "t1,a  b"], "p.csv, line 2: place 2 of the images is "
                                                        "empty"),
     ("recognition", RECOGNITION, ["id,landmarks", "t1,5"], "p.csv, line 2: the prediction has 1 "

@@ -142,4 +142,4 @@ def test_predictions_of_landmarks_with_endings(run_tool, tmp_path, ending):
     predictions.write_text("id,images\ntest 1,a\n")
     done = run_tool(*command)
     assert done.returncode == 1
-    assert "line 2: 'test 1' is no test image of the solution, which has 't" in done.stderr
+    assert "line 2: 'test 1' is not a test image of the solution, which has 't" in done.stderr
